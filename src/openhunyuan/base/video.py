@@ -1,0 +1,201 @@
+"""Video and image files in and out, with the request that made them inside.
+
+Videos are H.264 in mp4 (yuv420p, BT.709, the index first so that they start while loading): they play everywhere.
+Frames are uint8 arrays [T, H, W, 3], RGB, 0..255. The metadata is one JSON object: in mp4 the container's ``comment``
+tag, in PNG a ``tEXt`` chunk called ``comment``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openhunyuan.base.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TAG = "comment"
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    fps: float,
+    metadata: Mapping[str, Any] | None = None,
+    crf: int = 16,
+) -> None:
+    """Write frames [T, H, W, 3] uint8 as an mp4, atomically.
+
+    Args:
+        path: the file to write; its folder is made.
+        frames: uint8 RGB; height and width even (4:2:0 halves both).
+        fps: frames a second, > 0.
+        metadata: any JSON object, kept in the container's comment tag.
+        crf: x264 quality, 0 (lossless) .. 51; 16 is visually lossless.
+    """
+    import av
+    import numpy as np
+
+    path = Path(path)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+        raise UserError(f"Frames must be a uint8 array [T, H, W, 3], not {frames.dtype} {list(frames.shape)}.")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise UserError(f"A video's height and width must be even, not {frames.shape[1]}x{frames.shape[2]}.")
+    if not fps > 0:
+        raise UserError(f"fps is {fps}, but it must be above 0.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+    try:
+        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            if metadata is not None:
+                container.metadata[_TAG] = json.dumps(metadata, ensure_ascii=True)
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width = int(frames.shape[1]), int(frames.shape[2])
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(crf), "preset": "medium"}
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+            context.color_range = 1  # limited, as players expect
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture = picture.reformat(
+                    format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+                )
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def iter_video(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    """Decode a video frame by frame: uint8 [H, W, 3] each. Raises ``UserError`` if it cannot be read."""
+    with _open(path) as container:
+        yield from _decode(container, path)
+
+
+def read_video(path: str | os.PathLike[str], max_frames: int | None = None) -> tuple[np.ndarray, float]:
+    """Decode a video, or its first ``max_frames`` frames: (uint8 [T, H, W, 3], frames a second).
+
+    Still images (PNG) are one frame at 1 fps. Raises ``UserError`` if the file is missing or not a video.
+    """
+    import numpy as np
+
+    frames: list[np.ndarray] = []
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        for frame in _decode(container, path):
+            frames.append(frame)
+            if max_frames is not None and len(frames) >= max_frames:
+                break
+    if not frames:
+        raise UserError(f"{path} holds no video frames.")
+    fps = 1.0 if Path(path).suffix.lower() == ".png" else float(rate or 1)
+    return np.stack(frames), fps
+
+
+def _open(path: str | os.PathLike[str]) -> Any:
+    import av
+    from av.error import FFmpegError
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"The video {path} does not exist.")
+    try:
+        container = av.open(str(path))
+    except (FFmpegError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a video ({type(error).__name__}).") from None
+    if not container.streams.video:
+        container.close()
+        raise UserError(f"{path} holds no video stream.")
+    return container
+
+
+def _decode(container: Any, path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    from av.error import FFmpegError
+
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    try:
+        for frame in container.decode(stream):
+            if frame.format.name in ("rgb24", "gray"):
+                yield frame.to_ndarray(format="rgb24")
+                continue
+            # 2 is "unspecified": untagged files are read as BT.709 from 720 lines up and BT.601 below, as players do.
+            space = int(frame.colorspace)
+            source = "ITU709" if space == 1 or (space == 2 and frame.height >= 720) else "ITU601"
+            yield frame.reformat(format="rgb24", src_colorspace=source, dst_color_range="JPEG").to_ndarray()
+    except FFmpegError as error:
+        raise UserError(f"{path} is damaged: decoding failed ({type(error).__name__}).") from None
+
+
+def write_image(path: str | os.PathLike[str], frame: np.ndarray, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write one frame, uint8 RGB [H, W, 3] (or [1, H, W, 3]), as a PNG, atomically. Lossless."""
+    import numpy as np
+
+    path = Path(path)
+    if frame.ndim == 4 and len(frame) == 1:
+        frame = frame[0]
+    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
+        raise UserError(f"An image must be a uint8 array [H, W, 3], not {frame.dtype} {list(frame.shape)}.")
+    height, width = int(frame.shape[0]), int(frame.shape[1])
+    # Every row starts with its filter number, here 0 (none).
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), frame.reshape(height, width * 3)], axis=1)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
+    if metadata is not None:
+        text = json.dumps(metadata, ensure_ascii=True).encode("ascii")
+        chunks.append((b"tEXt", _TAG.encode() + b"\x00" + text))
+    chunks += [(b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b"")]
+    data = _PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object inside an mp4 or PNG that this package wrote; ``UserError`` when there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"The file {path} does not exist.")
+    with path.open("rb") as file:
+        is_png = file.read(8) == _PNG_SIGNATURE
+    if is_png:
+        text = _png_text(path)
+    else:
+        with _open(path) as container:
+            text = container.metadata.get(_TAG)
+    try:
+        value = json.loads(text) if text else None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} carries no request of openhunyuan; only files that it generated can be read back.")
+    return value
+
+
+def _png_text(path: Path) -> str | None:
+    data = path.read_bytes()
+    position = len(_PNG_SIGNATURE)
+    while position + 8 <= len(data):
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        kind = data[position + 4 : position + 8]
+        body = data[position + 8 : position + 8 + length]
+        if kind == b"tEXt" and body.startswith(_TAG.encode() + b"\x00"):
+            return body[len(_TAG) + 1 :].decode("latin-1")
+        position += 12 + length
+    return None

@@ -1,0 +1,116 @@
+"""`Clip`: the one record of curation. Every stage takes clips and returns clips; a manifest is a list of them.
+
+A clip is an uninterrupted piece of one source video. Its id is a hash of content (the source's bytes and the span), so
+the same footage gives the same ids on any machine and in any folder, and a renamed file changes nothing.
+A dropped clip keeps its record and says which stage dropped it, why, and at which score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field, JsonValue, model_validator
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.record import Record
+
+
+class Drop(Record):
+    """Why a clip left the set: the stage, one readable reason, and the number that decided, where there is one."""
+
+    stage: str
+    reason: str
+    score: float | None = None
+
+
+class ClipCaption(Record):
+    """One caption of a clip. `captioner` names what wrote it ("truth", a model name); `text` is the plain prompt;
+    `fields` the structured caption as JSON (the seven fields of report section 3.2), where there is one."""
+
+    captioner: str
+    text: str
+    fields: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Clip(Record):
+    """A span of a source video.
+
+    Frames count from 0 and the span is half open: [start_frame, end_frame). Times are in seconds of the source.
+    `transition` says how the clip begins: "start" of the video, a "cut", or a "fade" (any gradual transition).
+    `path` is the clip's own mp4, relative to the data folder, once it has been cut out.
+    """
+
+    id: str
+    source: str
+    source_sha256: str
+    start_frame: int = Field(ge=0)
+    end_frame: int
+    fps: float = Field(gt=0)
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    transition: str = "start"
+    path: str | None = None
+    captions: tuple[ClipCaption, ...] = ()
+    camera: str | None = None
+    tags: tuple[str, ...] = ()
+    scores: dict[str, float] = Field(default_factory=dict)
+    dropped: Drop | None = None
+
+    @model_validator(mode="after")
+    def _span_is_not_empty(self) -> Clip:
+        if self.end_frame <= self.start_frame:
+            raise ValueError(f"end_frame {self.end_frame} must be greater than start_frame {self.start_frame}")
+        return self
+
+    @property
+    def num_frames(self) -> int:
+        return self.end_frame - self.start_frame
+
+    @property
+    def start_time(self) -> float:
+        """Seconds from the start of the source."""
+        return self.start_frame / self.fps
+
+    @property
+    def end_time(self) -> float:
+        """Seconds from the start of the source; the end of the last frame."""
+        return self.end_frame / self.fps
+
+    def drop(self, stage: str, reason: str, score: float | None = None) -> Clip:
+        """This clip, marked as dropped. The first stage that drops a clip stays on record."""
+        return (
+            self if self.dropped else self.model_copy(update={"dropped": Drop(stage=stage, reason=reason, score=score)})
+        )
+
+    def with_caption(self, caption: ClipCaption) -> Clip:
+        return self.model_copy(update={"captions": (*self.captions, caption)})
+
+
+def clip_id(source_sha256: str, start_frame: int, end_frame: int) -> str:
+    """32 hex digits that depend on the source's bytes and the span only."""
+    return hashlib.sha256(f"{source_sha256}|{start_frame}|{end_frame}".encode()).hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_jsonl(clips: Iterable[Clip]) -> str:
+    return "".join(clip.model_dump_json() + "\n" for clip in clips)
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    """Clips of a manifest (JSON lines). Raises UserError naming the line when one is not a clip."""
+    if not path.is_file():
+        raise UserError(f"There is no manifest at {path}; split some footage first.")
+    clips = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            clips.append(Clip(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"Line {number} of {path} is not a clip: {error}") from None
+    return clips

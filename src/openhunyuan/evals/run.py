@@ -1,0 +1,275 @@
+"""Alignment of a model with its prompts: generate for held-out prompts, measure from pixels, report every value.
+
+Generated frames are cached without loss in the output folder under a key of (weights, prompt, seed, settings), so an interrupted
+evaluation continues where it stopped and a changed model is never measured on old videos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.log import console
+from openhunyuan.caption.camera import CAMERA_MOVES
+from openhunyuan.evals.alignment import Measurement, measure
+from openhunyuan.evals.report import AttributeReport, Report, Sample
+from openhunyuan.evals.sheet import Row, write_sheet
+from openhunyuan.tiny.vocabulary import BACKGROUND_COLORS, COLORS, MATERIALS, MOTIONS, SHAPES
+from openhunyuan.tiny.world import Scene, heldout_scenes, sample_scene
+
+Frames = NDArray[np.uint8]
+Generate = Callable[[list[str], list[int]], Frames]
+"""(prompts, seeds) -> uint8 [N,T,H,W,3]"""
+
+SPLITS = ("heldout", "train")
+ORDER: dict[str, Sequence[str]] = {
+    "color": tuple(COLORS),
+    "shape": SHAPES,
+    "motion": MOTIONS,
+    "background_color": tuple(BACKGROUND_COLORS),
+    "material": MATERIALS,
+    "background": tuple(f"{c} {m}" for c in BACKGROUND_COLORS for m in MATERIALS),
+    "camera": CAMERA_MOVES,
+}
+_SHEET_ROWS = 24
+
+
+def run_alignment(
+    model: str = "tiny",
+    split: str = "heldout",
+    num_prompts: int = 200,
+    seed: int = 0,
+    json_path: str | os.PathLike[str] | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    camera_prompts: int = 65,
+    batch_size: int = 16,
+    device: str | None = None,
+    show: bool = True,
+    **overrides: Any,
+) -> Report:
+    """Generate, measure and report.
+
+    Args:
+        model: a model name or folder, as everywhere.
+        split: "heldout" (combinations never rendered for training) or "train".
+        num_prompts: prompts with a static camera; colours, shapes, motions and backgrounds are balanced.
+        seed: chooses the prompts and the noise of each.
+        json_path: also write the report's JSON here.
+        output_dir: videos, report.json, report.md, worst.png; default outputs/alignment-SPLIT-SEED.
+        camera_prompts: prompts that name a camera move, spread over the moves; 0 for none.
+        batch_size: videos per network call.
+        device: "cpu", "cuda" or None for the pipeline's own choice.
+        show: progress bar on stderr and the table on stdout.
+        overrides: Request fields other than the model's defaults (num_inference_steps, true_cfg_scale, ...).
+
+    Raises UserError for an unknown split, numbers below one, or an output folder that cannot be written.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split is {split!r}, but it must be one of {', '.join(SPLITS)}.")
+    if num_prompts < 1 or batch_size < 1 or camera_prompts < 0:
+        raise UserError("num_prompts and batch_size must be at least 1 and camera_prompts at least 0.")
+    folder = _writable(Path(output_dir) if output_dir else Path("outputs") / f"alignment-{split}-{seed}")
+    if json_path is not None:
+        _writable(Path(json_path).parent)
+
+    from openhunyuan.infer.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(model, **({"device": device} if device else {}))
+    fingerprint = model_fingerprint(model)
+    settings = pipe_settings(pipe, overrides)
+
+    def generate(prompts: list[str], seeds: list[int]) -> Frames:
+        return pipe.generate_batch(prompts, seeds, **overrides)
+
+    report = evaluate(
+        generate,
+        folder,
+        model=model,
+        fingerprint=fingerprint,
+        settings=settings,
+        split=split,
+        scenes=scenes_for(split, num_prompts, seed),
+        camera_scenes=camera_scenes_for(split, camera_prompts, seed),
+        seed=seed,
+        batch_size=batch_size,
+        show=show,
+    )
+    if json_path is not None:
+        Path(json_path).write_text(report.model_dump_json(indent=1))
+    if show:
+        console().print(report.table())
+        console(stderr=True).print(f"Report, videos and the worst cases: {folder}")
+    return report
+
+
+def evaluate(
+    generate: Generate,
+    folder: Path,
+    *,
+    model: str,
+    fingerprint: str,
+    settings: dict[str, float | int | str | None],
+    split: str,
+    scenes: Sequence[Scene],
+    camera_scenes: Sequence[Scene],
+    seed: int,
+    batch_size: int = 16,
+    show: bool = False,
+) -> Report:
+    """The evaluation around any generator of frames; writes report.json, report.md and worst.png into the folder."""
+    started = time.monotonic()
+    every = [*scenes, *camera_scenes]
+    samples = _samples(generate, folder, every, fingerprint, settings, seed, batch_size, show)
+    plain, camera = samples[: len(scenes)], samples[len(scenes) :]
+    report = Report(
+        model=model,
+        fingerprint=fingerprint,
+        split=split,
+        seed=seed,
+        num_prompts=len(plain),
+        settings=settings,
+        attributes=_count(plain, ("color", "shape", "motion", "background", "background_color", "material")),
+        camera=_count(camera, ("camera",)).get("camera") if camera else None,
+        camera_attributes=_count(camera, ("color", "shape", "background")) if camera else {},
+        all_correct=sum(all(s.correct.values()) for s in plain) / max(len(plain), 1),
+        seconds=time.monotonic() - started,
+        samples=plain,
+        camera_samples=camera,
+    )
+    report.write(folder)
+    _write_worst(report, folder)
+    return report
+
+
+def scenes_for(split: str, count: int, seed: int) -> list[Scene]:
+    """The scenes whose canonical prompts are asked for, static camera."""
+    if split == "heldout":
+        return heldout_scenes(count, seed)
+    rng = np.random.default_rng([seed, 1])
+    return [sample_scene(rng, "train") for _ in range(count)]
+
+
+def camera_scenes_for(split: str, count: int, seed: int) -> list[Scene]:
+    """Scenes that name a camera move, the moves in turn; subjects of the same split."""
+    rng = np.random.default_rng([seed, 2])
+    moves = [m for m in CAMERA_MOVES if m != "static"]
+    return [
+        replace(sample_scene(rng, "heldout" if split == "heldout" else "train", camera_prob=1.0), camera=moves[i % len(moves)])
+        for i in range(count)
+    ]
+
+
+def model_fingerprint(model: str) -> str:
+    """SHA-256 over the names and bytes of a model folder's files."""
+    from openhunyuan.models.zoo import model_folder
+
+    folder = Path(model_folder(model))
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def pipe_settings(pipe: Any, overrides: dict[str, Any]) -> dict[str, float | int | str | None]:
+    """The settings that decide the pixels besides prompt and seed: the model's defaults under the overrides."""
+    names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "true_cfg_scale", "flow_shift", "fps")
+    defaults = dict(pipe.defaults)
+    return {**{n: defaults.get(n) for n in names}, **overrides}
+
+
+def _samples(
+    generate: Generate,
+    folder: Path,
+    scenes: Sequence[Scene],
+    fingerprint: str,
+    settings: dict[str, Any],
+    seed: int,
+    batch_size: int,
+    show: bool,
+) -> list[Sample]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    seeds = [seed * 100_000 + i for i in range(len(scenes))]
+    files = [folder / _video_name(s.prompt, n, fingerprint, settings) for s, n in zip(scenes, seeds, strict=True)]
+    missing = [i for i, file in enumerate(files) if not file.exists()]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), disable=not show) as progress:
+        task = progress.add_task("generating", total=len(scenes), completed=len(scenes) - len(missing))
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            videos = generate([scenes[i].prompt for i in batch], [seeds[i] for i in batch])
+            for index, video in zip(batch, videos, strict=True):
+                _save(files[index], video)
+            progress.advance(task, len(batch))
+        task = progress.add_task("measuring", total=len(scenes))
+        samples = []
+        for scene, number, file in zip(scenes, seeds, files, strict=True):
+            samples.append(_sample(scene, number, measure(_load(file)), str(file.relative_to(folder))))
+            progress.advance(task)
+    return samples
+
+
+def _sample(scene: Scene, seed: int, seen: Measurement, video: str) -> Sample:
+    return Sample(
+        prompt=scene.prompt,
+        seed=seed,
+        asked=seen.asked(scene),
+        seen=seen.seen(),
+        correct=seen.correct(scene),
+        video=video,
+    )
+
+
+def _count(samples: Sequence[Sample], attributes: Sequence[str]) -> dict[str, AttributeReport]:
+    return {
+        name: AttributeReport.from_pairs([(s.asked[name], s.seen[name]) for s in samples], ORDER[name]) for name in attributes
+    }
+
+
+def _video_name(prompt: str, seed: int, fingerprint: str, settings: dict[str, Any]) -> str:
+    key = json.dumps([prompt, seed, fingerprint, settings], sort_keys=True, default=str)
+    return f"videos/{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
+
+
+def _save(path: Path, video: Frames) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")  # renamed when whole: a killed run leaves no half file to trust
+    np.savez_compressed(temporary, frames=video)
+    temporary.replace(path)
+
+
+def _load(path: Path) -> Frames:
+    with np.load(path) as archive:
+        return archive["frames"]
+
+
+def _write_worst(report: Report, folder: Path) -> None:
+    samples = sorted(report.samples + report.camera_samples, key=lambda s: sum(s.correct.values()) - len(s.correct))
+    wrong = [s for s in samples if not all(s.correct.values())][:_SHEET_ROWS]
+    title = "Worst cases" if wrong else "Nothing wrong; the first samples"
+    rows = []
+    for sample in wrong or samples[:8]:
+        faults = ", ".join(f"{k}: {sample.seen[k] or 'rejected'}" for k, ok in sample.correct.items() if not ok)
+        rows.append(Row(_load(folder / sample.video), f"{sample.prompt}  [{faults}]" if faults else sample.prompt))
+    write_sheet(folder / "worst.png", rows, title)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The output folder {folder} cannot be made ({error.strerror}); choose one you may write to.") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"The output folder {folder} cannot be written; choose one you may write to.")
+    return folder

@@ -1,0 +1,187 @@
+"""The request: everything that decides a video, declared once for the command line, Python and the file's metadata."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from openhunyuan.base.device import MAX_SEED, random_seed
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.record import Record
+from openhunyuan.base.sizes import VideoSize, check_num_frames, check_side
+
+VIDEO_SUFFIX = ".mp4"
+IMAGE_SUFFIX = ".png"
+
+
+class Defaults(Protocol):
+    """What a model fills in where a request says nothing (``models.zoo.ModelDefaults``)."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def num_inference_steps(self) -> int: ...
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def true_cfg_scale(self) -> float: ...
+    @property
+    def flow_shift(self) -> float: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def negative_prompt(self) -> str: ...
+
+
+class Request(Record):
+    """What to make. A field that is left open takes the model's default (see `openhunyuan info MODEL`)."""
+
+    prompt: str = Field(description="What the video shows.")
+    negative_prompt: str | None = Field(
+        None, description="What it should not show; needs --true-cfg-scale above 1. Default: the model's."
+    )
+    height: int | None = Field(None, description="Pixels, a multiple of 16.")
+    width: int | None = Field(None, description="Pixels, a multiple of 16.")
+    num_frames: int | None = Field(None, description="4n + 1 frames: 1 (an image), 5, 9, ..., 33, ..., 129.")
+    num_inference_steps: int | None = Field(None, description="Denoising steps, 1 to 1000: more is slower and finer.")
+    guidance_scale: float | None = Field(
+        None, description="Embedded guidance, for models distilled with a guidance input; 0 or more."
+    )
+    true_cfg_scale: float | None = Field(
+        None, description="Classifier-free guidance, 1 or more: 1 is off, above 1 each step costs twice."
+    )
+    flow_shift: float | None = Field(
+        None, description="Shift of the noise levels, above 0: larger gives layout more steps."
+    )
+    seed: int | None = Field(
+        None, description="Whole number, 0 or more; the same seed, the same video. Default: random."
+    )
+    fps: float | None = Field(None, description="Frames a second, above 0 and at most 240.")
+    num_videos: int = Field(1, description="How many videos, with seeds seed, seed + 1, ...; 1 to 1000.")
+    model: str = Field("tiny", description="A model's name or folder.")
+    output_path: str | None = Field(
+        None, description="File to write: .mp4, or .png for one frame. Default: a new name in outputs/."
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise UserError("The prompt is empty; say what the video should show.")
+        return prompt
+
+    @field_validator("num_frames")
+    @classmethod
+    def _num_frames(cls, value: int | None) -> int | None:
+        if value is not None:
+            check_num_frames(value)
+        return value
+
+    @field_validator("height", "width")
+    @classmethod
+    def _side(cls, value: int | None, info: Any) -> int | None:
+        if value is not None:
+            check_side(info.field_name, value)
+        return value
+
+    @field_validator(
+        "num_inference_steps", "guidance_scale", "true_cfg_scale", "flow_shift", "seed", "fps", "num_videos"
+    )
+    @classmethod
+    def _range(cls, value: float | None, info: Any) -> float | None:
+        if value is None:
+            return None
+        low, high, open_below, words = _RANGES[info.field_name]
+        if not math.isfinite(value) or value > high or value < low or (open_below and value == low):
+            raise UserError(f"{info.field_name} is {value:g}, but it must be {words}.")
+        return value
+
+    @field_validator("output_path", mode="before")
+    @classmethod
+    def _output_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _output_kind(self) -> Self:
+        if self.seed is not None and self.seed + self.num_videos - 1 > MAX_SEED:
+            raise UserError(f"seed {self.seed} leaves no room for {self.num_videos} seeds; use a smaller one.")
+        if self.output_path is None:
+            return self
+        suffix = Path(self.output_path).suffix.lower()
+        if suffix not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
+            raise UserError(f"output_path is '{self.output_path}', but it must end in .mp4, or in .png for one frame.")
+        if suffix == IMAGE_SUFFIX and self.num_frames not in (None, 1):
+            raise UserError(
+                f"A .png holds one frame, but num_frames is {self.num_frames}; use one frame or an .mp4 path."
+            )
+        if suffix == VIDEO_SUFFIX and self.num_frames == 1:
+            raise UserError(f"One frame is written as an image; let output_path '{self.output_path}' end in .png.")
+        return self
+
+    def resolve(self, defaults: Defaults) -> Request:
+        """This request with nothing left open but the output path: defaults filled in, a random seed drawn.
+
+        A ``.png`` output path means one frame. The result resolves to itself, so it can be stored and run again.
+        """
+        num_frames = self.num_frames
+        if num_frames is None and self.output_path and Path(self.output_path).suffix.lower() == IMAGE_SUFFIX:
+            num_frames = 1
+        filled = {
+            name: getattr(defaults, name) if getattr(self, name) is None else getattr(self, name)
+            for name in (
+                "negative_prompt",
+                "height",
+                "width",
+                "num_frames",
+                "num_inference_steps",
+                "guidance_scale",
+                "true_cfg_scale",
+                "flow_shift",
+                "fps",
+            )
+        }
+        if num_frames is not None:
+            filled["num_frames"] = num_frames
+        seed = random_seed() if self.seed is None else self.seed
+        return Request(**{**self.model_dump(), **filled, "seed": seed})
+
+    def replace(self, **changes: Any) -> Request:
+        """A copy with some fields changed, validated like a new one; None leaves the field open again."""
+        return Request(**{**self.model_dump(), **changes})
+
+    @property
+    def size(self) -> VideoSize:
+        """The video's size. Only a resolved request has one."""
+        if self.num_frames is None or self.height is None or self.width is None:
+            raise UserError("The request leaves its size open; resolve it with a model's defaults first.")
+        return VideoSize(self.num_frames, self.height, self.width)
+
+    @property
+    def seeds(self) -> list[int]:
+        """One seed a video: seed, seed + 1, ... Only a resolved request has them."""
+        if self.seed is None:
+            raise UserError("The request leaves its seed open; resolve it with a model's defaults first.")
+        return [self.seed + index for index in range(self.num_videos)]
+
+    def one(self, index: int) -> Request:
+        """The request of the ``index``-th video alone, which makes that same video."""
+        return self.replace(seed=self.seeds[index], num_videos=1)
+
+
+# field -> (lowest, highest, the lowest itself is excluded, the allowed range in words)
+_RANGES: dict[str, tuple[float, float, bool, str]] = {
+    "num_inference_steps": (1, 1000, False, "a whole number from 1 to 1000"),
+    "guidance_scale": (0, 1000, False, "from 0 to 1000"),
+    "true_cfg_scale": (1, 1000, False, "from 1 (off) to 1000"),
+    "flow_shift": (0, 1000, True, "above 0 and at most 1000"),
+    "seed": (0, MAX_SEED, False, f"a whole number from 0 to {MAX_SEED}"),
+    "fps": (0, 240, True, "above 0 and at most 240"),
+    "num_videos": (1, 1000, False, "a whole number from 1 to 1000"),
+}

@@ -1,0 +1,379 @@
+"""Latent shards: encoded clips with their encoded captions in safetensors files, and the loader that reads them.
+
+A dataset is a folder:
+
+    index.json               what the samples are, which shards there are, how many samples each holds
+    shard-00000.safetensors  up to `samples_per_shard` samples
+    shard-00001.safetensors  ...
+
+A shard is self-contained: tensors `latents/<i>` [C, T, h, w], `states/<i>` [S, D] and `pooled/<i>` [P] in fp16, and in
+its header the prompts, the free-form metadata and the `key` it was made from. Latents are stored *scaled* (VAE mode
+times `scaling_factor`), ready for the DiT. Text is stored without padding; padding is put on when a batch is made.
+
+Order is a pure function of (seed, step): a run that stops and resumes sees exactly the batches it would have seen,
+without storing the state of any iterator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from openhunyuan.base.errors import UserError
+
+FORMAT = "openhunyuan-latents-1"
+INDEX_NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class LatentSample:
+    """One encoded clip and one encoded caption.
+
+    latents: [C, T, h, w], scaled. states: [S, D] text states without padding, S >= 1. pooled: [P].
+    Any floating dtype; stored as fp16. `metadata` must be JSON (clip id, camera, fps, ...).
+    """
+
+    latents: Tensor
+    states: Tensor
+    pooled: Tensor
+    prompt: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, tensor, rank in (
+            ("latents", self.latents, 4),
+            ("states", self.states, 2),
+            ("pooled", self.pooled, 1),
+        ):
+            if tensor.ndim != rank:
+                raise ValueError(f"{name} must have {rank} dimensions, got shape {tuple(tensor.shape)}")
+        if self.states.shape[0] == 0:
+            raise ValueError("states must hold at least one token")
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: a reader never sees half of it, whenever the process dies."""
+    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, samples: Sequence[LatentSample], key: str = "") -> None:
+    """Write one shard atomically. `key` names what it was made from, so that a resumed run can tell a finished shard
+    of the same inputs from a stale one."""
+    tensors: dict[str, Tensor] = {}
+    for i, sample in enumerate(samples):
+        stored = {
+            f"latents/{i:06d}": sample.latents,
+            f"states/{i:06d}": sample.states,
+            f"pooled/{i:06d}": sample.pooled,
+        }
+        for name, tensor in stored.items():
+            half = tensor.detach().to("cpu", torch.float16).contiguous()
+            if not torch.isfinite(half).all():
+                raise ValueError(f"sample {i} of {path.name}: {name} is not finite in fp16 (prompt: {sample.prompt!r})")
+            tensors[name] = half
+    header = {
+        "format": FORMAT,
+        "key": key,
+        "samples": len(samples),
+        "prompts": [s.prompt for s in samples],
+        "metadata": [s.metadata for s in samples],
+    }
+    # One entry only: safetensors writes several in random order, and the same samples must give the same bytes.
+    write_atomic(path, save(tensors, metadata={"shard": json.dumps(header)}))
+
+
+def read_shard_header(path: Path) -> dict[str, Any] | None:
+    """The header of a complete shard (format, key, samples, prompts, metadata), or None when the file is missing, cut
+    off or not a shard of this format."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("shard", "{}"))
+    except (OSError, SafetensorError, json.JSONDecodeError):
+        return None
+    return header if header.get("format") == FORMAT else None
+
+
+def read_shard(path: Path) -> list[LatentSample]:
+    """All samples of one shard. Raises UserError when the file is missing, cut off or of another format."""
+    header = read_shard_header(path)
+    if header is None:
+        raise UserError(f"{path} is missing, cut off or not a latent shard of this version; encode the clips again.")
+    prompts, metadata = header["prompts"], header["metadata"]
+    with safe_open(path, framework="pt") as file:
+        return [
+            LatentSample(
+                latents=file.get_tensor(f"latents/{i:06d}"),
+                states=file.get_tensor(f"states/{i:06d}"),
+                pooled=file.get_tensor(f"pooled/{i:06d}"),
+                prompt=prompts[i],
+                metadata=metadata[i],
+            )
+            for i in range(len(prompts))
+        ]
+
+
+def write_index(folder: Path, shards: Sequence[str], provenance: dict[str, Any] | None = None) -> None:
+    """Write index.json for the named shards, reading sizes and shapes from the shards themselves."""
+    entries: list[dict[str, Any]] = []
+    shapes: dict[str, int] = {}
+    for name in shards:
+        header = read_shard_header(folder / name)
+        if header is None:
+            raise UserError(f"{folder / name} is not a complete latent shard; encode the clips again.")
+        with safe_open(folder / name, framework="pt") as file:
+            for i in range(header["samples"]):
+                shape = "x".join(str(n) for n in file.get_slice(f"latents/{i:06d}").get_shape())
+                shapes[shape] = shapes.get(shape, 0) + 1
+        entries.append({"file": name, "samples": header["samples"], "key": header["key"]})
+    index = {
+        "format": FORMAT,
+        "samples": sum(e["samples"] for e in entries),
+        "latent_shapes": shapes,
+        "shards": entries,
+        "provenance": provenance or {},
+    }
+    write_atomic(folder / INDEX_NAME, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+
+
+class ShardWriter:
+    """Write samples one by one into a new dataset folder; the index appears last, so a dataset either is whole or has
+    no index.
+
+        with ShardWriter(path, provenance={"world_seed": 7}) as writer:
+            writer.add(sample)
+    """
+
+    def __init__(
+        self, path: Path | str, samples_per_shard: int = 1024, provenance: dict[str, Any] | None = None
+    ) -> None:
+        if samples_per_shard < 1:
+            raise ValueError("samples_per_shard must be at least 1")
+        self.path = Path(path)
+        self.samples_per_shard = samples_per_shard
+        self.provenance = provenance
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / INDEX_NAME).unlink(missing_ok=True)
+        self._pending: list[LatentSample] = []
+        self._shards: list[str] = []
+
+    def add(self, sample: LatentSample) -> None:
+        self._pending.append(sample)
+        if len(self._pending) == self.samples_per_shard:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        for stale in self.path.glob("shard-*.safetensors"):
+            if stale.name not in self._shards:
+                stale.unlink()
+        write_index(self.path, self._shards, self.provenance)
+
+    def _flush(self) -> None:
+        if self._pending:
+            name = shard_name(len(self._shards))
+            write_shard(self.path / name, self._pending)
+            self._shards.append(name)
+            self._pending = []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+
+
+class ShardDataset:
+    """All samples of a dataset folder, in memory.
+
+    `dataset[i] -> LatentSample`; `dataset.batch([i, j, ...]) -> dict of tensors`; `dataset.buckets()` groups the
+    indices by latent shape, because only equal shapes stack into one batch.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        index_path = self.path / INDEX_NAME
+        if not index_path.is_file():
+            raise UserError(
+                f"{self.path} holds no latent dataset ({INDEX_NAME} is missing); encode clips into it first."
+            )
+        self.index: dict[str, Any] = json.loads(index_path.read_text())
+        if self.index.get("format") != FORMAT:
+            raise UserError(f"{index_path} is of format {self.index.get('format')!r}; this version reads {FORMAT!r}.")
+        self.samples: list[LatentSample] = []
+        for entry in self.index["shards"]:
+            samples = read_shard(self.path / entry["file"])
+            if len(samples) != entry["samples"]:
+                raise UserError(
+                    f"{entry['file']} holds {len(samples)} samples, the index says {entry['samples']}; "
+                    "encode the clips again."
+                )
+            self.samples.extend(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> LatentSample:
+        return self.samples[index]
+
+    def buckets(self) -> dict[tuple[int, ...], list[int]]:
+        """Latent shape [C, T, h, w] -> indices of the samples that have it, both in order of first appearance."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, sample in enumerate(self.samples):
+            groups.setdefault(tuple(sample.latents.shape), []).append(i)
+        return groups
+
+    def prompts(self, indices: Iterable[int]) -> list[str]:
+        return [self.samples[i].prompt for i in indices]
+
+    def batch(self, indices: Sequence[int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Stack samples: latents [B, C, T, h, w], text_states [B, S, D] right-padded with zeros, text_mask [B, S] bool
+        (True = real token), pooled [B, P]. S is the longest text of this batch, not of the dataset."""
+        return collate([self.samples[i] for i in indices], dtype)
+
+
+def collate(samples: Sequence[LatentSample], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The batch of `ShardDataset.batch` from samples; raises ValueError when their latent shapes differ."""
+    shapes = {tuple(s.latents.shape) for s in samples}
+    if len(shapes) != 1:
+        raise ValueError(f"one batch needs latents of one shape, got {sorted(shapes)}; draw batches from one bucket")
+    lengths = [s.states.shape[0] for s in samples]
+    states = torch.zeros(len(samples), max(lengths), samples[0].states.shape[1], dtype=dtype)
+    for row, sample in zip(states, samples, strict=True):
+        row[: sample.states.shape[0]] = sample.states.to(dtype)
+    return {
+        "latents": torch.stack([s.latents for s in samples]).to(dtype),
+        "text_states": states,
+        "text_mask": torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None],
+        "pooled": torch.stack([s.pooled for s in samples]).to(dtype),
+    }
+
+
+@lru_cache(maxsize=64)
+def _permutation(count: int, *entropy: int) -> np.ndarray:
+    order = np.random.default_rng(entropy).permutation(count)
+    order.setflags(write=False)
+    return order
+
+
+def epoch_shuffled(count: int, positions: Iterable[int], *entropy: int) -> list[int]:
+    """Positions of an endless stream of shuffled epochs over `count` items -> item numbers.
+
+    Every epoch visits every item once, in an order fixed by (entropy, epoch); a pure function of its arguments.
+    """
+    return [int(_permutation(count, *entropy, p // count)[p % count]) for p in positions]
+
+
+@dataclass(frozen=True)
+class MixEntry:
+    """A dataset and its share of the batches (shares are relative; they need not sum to 1)."""
+
+    dataset: ShardDataset
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Source:
+    dataset: ShardDataset
+    indices: tuple[int, ...]
+
+
+class Loader:
+    """Deterministic shuffled batches from one dataset or a weighted mix of several.
+
+    `loader.batch(step)` is a pure function of (seed, step). Each batch comes from one bucket (one latent shape) of one
+    dataset. Shares are kept exactly over every `PERIOD` steps: within a period the sources are a seeded shuffle of a
+    fixed count of each, so that how often a source was drawn before any step is known without replaying the run.
+    With world_size > 1, each rank receives its own `batch_size` samples of the same global batch.
+    """
+
+    PERIOD = 1000
+
+    def __init__(
+        self,
+        mix: ShardDataset | Sequence[MixEntry],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError("batch_size must be at least 1 and rank must be in [0, world_size)")
+        entries = [MixEntry(mix)] if isinstance(mix, ShardDataset) else list(mix)
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self._sources: list[_Source] = []
+        shares: list[float] = []
+        for entry in entries:
+            if entry.weight < 0:
+                raise ValueError("a dataset's share must not be negative")
+            if entry.weight == 0:
+                continue
+            if len(entry.dataset) == 0:
+                raise UserError(f"{entry.dataset.path} holds no samples; encode some clips or take it out of the mix.")
+            for indices in entry.dataset.buckets().values():
+                self._sources.append(_Source(entry.dataset, tuple(indices)))
+                shares.append(entry.weight * len(indices) / len(entry.dataset))
+        if not self._sources:
+            raise ValueError("the mix is empty")
+        self._counts = _apportion(shares, self.PERIOD)
+        self._deck = np.repeat(np.arange(len(self._counts)), self._counts)
+
+    def source_of(self, step: int) -> tuple[int, int]:
+        """(source number, how many earlier steps drew from the same source)."""
+        if step < 0:
+            raise ValueError("step must not be negative")
+        period, place = divmod(step, self.PERIOD)
+        if len(self._counts) == 1:
+            return 0, step
+        order = self._deck[_permutation(self.PERIOD, self.seed, 1, period)]
+        source = int(order[place])
+        return source, period * int(self._counts[source]) + int((order[:place] == source).sum())
+
+    def select(self, step: int) -> tuple[ShardDataset, list[int]]:
+        """The dataset and the sample indices of this rank's batch at `step`."""
+        number, drawn = self.source_of(step)
+        source = self._sources[number]
+        first = (drawn * self.world_size + self.rank) * self.batch_size
+        places = epoch_shuffled(len(source.indices), range(first, first + self.batch_size), self.seed, 2, number)
+        return source.dataset, [source.indices[i] for i in places]
+
+    def batch(self, step: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        dataset, indices = self.select(step)
+        return dataset.batch(indices, dtype)
+
+
+def _apportion(shares: Sequence[float], seats: int) -> np.ndarray:
+    """Whole seats for each share (largest remainder), at least one each, summing to `seats`."""
+    if len(shares) > seats:
+        raise ValueError(f"at most {seats} buckets in one mix, got {len(shares)}")
+    exact = np.asarray(shares, dtype=np.float64) / np.sum(shares) * seats
+    counts = np.maximum(np.floor(exact).astype(int), 1)
+    while counts.sum() < seats:
+        counts[int(np.argmax(exact - counts))] += 1
+    while counts.sum() > seats:
+        counts[int(np.argmax(np.where(counts > 1, counts - exact, -np.inf)))] -= 1
+    return counts

@@ -1,0 +1,84 @@
+"""What a training run is: one frozen value, written beside its results and enough to run it again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Base of every training record: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OptimizerConfig(Strict):
+    """Optimizer of one parameter group set."""
+
+    name: Literal["adamw", "muon"] = Field("adamw", description="AdamW, or Muon on hidden matrices and AdamW on the rest")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of the AdamW part")
+    muon_lr: float = Field(0.02, gt=0, description="peak learning rate of the Muon part (only with name='muon')")
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0, description="gradients are scaled to at most this global L2 norm")
+    warmup_steps: int = Field(100, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="decay of the learning rate after warm-up")
+    final_lr_ratio: float = Field(0.02, ge=0, le=1, description="learning rate at the last step ÷ peak learning rate")
+
+
+class Stage(Strict):
+    """A stretch of a run with one batch shape. Stages of a run follow each other, low resolution first (report §4.5)."""
+
+    name: str
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    num_frames: int = Field(ge=1, description="pixel frames of a sample, 4n+1")
+    height: int = Field(gt=0, multiple_of=16)
+    width: int = Field(gt=0, multiple_of=16)
+    image_every: int = Field(0, ge=0, description="every n-th step is a batch of images of the same cost; 0 = never")
+    image_batch_size: int = Field(0, ge=0, description="batch size of those image steps; 0 = batch_size")
+    lr_scale: float = Field(1.0, gt=0, description="multiplies the scheduled learning rate in this stage")
+    camera_prob: float = Field(0.0, ge=0, le=1, description="share of scenes whose camera moves")
+
+    @model_validator(mode="after")
+    def _whole_latent_frames(self) -> Stage:
+        if (self.num_frames - 1) % 4:
+            raise ValueError(f"stage {self.name!r}: num_frames is {self.num_frames}; it must be 4n+1 (1, 5, 9, …)")
+        return self
+
+    def shape_at(self, step_in_stage: int) -> tuple[int, int]:
+        """(batch size, num_frames) of a step: image steps are interleaved against forgetting (report §4.5)."""
+        if self.image_every and step_in_stage % self.image_every == self.image_every - 1:
+            return self.image_batch_size or self.batch_size, 1
+        return self.batch_size, self.num_frames
+
+
+class TrainConfig(Strict):
+    """Everything a run needs but its data: the same config, data and machine give the same weights."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = 0
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0 switches the average off")
+    autocast: Literal["none", "bfloat16", "auto"] = Field("none", description="'auto' measures at start and picks the faster")
+    compile: bool = False
+    checkpoint_every: int = Field(500, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    sample_every: int = Field(500, ge=0, description="steps between rendered samples; 0 = never")
+    validate_every: int = Field(500, ge=0)
+    log_every: int = Field(20, gt=0)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a global step (0-based) and the step's place in it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise IndexError(f"step is beyond the run's {self.total_steps} steps")

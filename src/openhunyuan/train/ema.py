@@ -1,0 +1,38 @@
+"""Exponential moving average of a module's parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Shadow of a module's floating-point state. The decay warms up as (1+n)/(10+n), so that early steps are forgotten."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.updates = 0
+        self.shadow: dict[str, Tensor] = {k: v.detach().clone().float() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        state = module.state_dict()
+        keys = list(self.shadow)
+        torch._foreach_lerp_([self.shadow[k] for k in keys], [state[k].float() for k in keys], 1 - decay)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"updates": self.updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates = int(state["updates"])
+        self.shadow = {k: v.clone() for k, v in state["shadow"].items()}
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the module's weights with the average; call again to change back."""
+        for key, value in module.state_dict().items():
+            held = value.detach().clone()
+            value.copy_(self.shadow[key])
+            self.shadow[key] = held.float()

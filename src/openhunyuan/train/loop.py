@@ -1,0 +1,283 @@
+"""The one training loop. A task says what the loss is; a source says what step n's data is; the loop does the rest.
+
+A step is a pure function of (weights, optimizer state, seed, step): the source and every random draw are keyed by the
+step number, so a run that is stopped and started again repeats exactly the steps it would have made.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.train import checkpoint, optim
+from openhunyuan.train.config import OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.ema import EMA
+from openhunyuan.train.metrics import MetricLog, progress_bar
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where a step stands, and its own random generator (CPU, keyed by run seed and step)."""
+
+    step: int
+    total_steps: int
+    stage: Stage
+    generator: torch.Generator
+
+
+class Source(Protocol):
+    """Training data as a pure function of the step."""
+
+    def batch(self, step: int, stage: Stage, batch_size: int, num_frames: int) -> Batch: ...
+
+
+class Task(Protocol):
+    """What is trained and by which loss. ``phases`` are optimised in order within a step (generator, discriminator)."""
+
+    phases: tuple[str, ...]
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The trained module of each phase; the first is the model: averaged, validated, exported."""
+        ...
+
+    def optimizer(self, phase: str) -> OptimizerConfig | None:
+        """The phase's own optimizer, or None for the run's."""
+        ...
+
+    def active(self, phase: str, context: StepContext) -> bool: ...
+
+    def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]: ...
+
+    def validate(self, context: StepContext) -> dict[str, float]: ...
+
+    def sample(self, folder: Path, context: StepContext) -> None:
+        """Render samples of the current weights into ``folder``."""
+        ...
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, step) alone."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+
+
+def faster_dtype(module: nn.Module, run_once) -> torch.dtype | None:  # noqa: ANN001
+    """bfloat16 when one autocast forward of ``run_once()`` is measured faster than one in fp32, else None."""
+
+    def seconds(dtype: torch.dtype | None) -> float:
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            with torch.no_grad(), _autocast(module, dtype):
+                run_once()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < seconds(None) else None
+
+
+def _autocast(module: nn.Module, dtype: torch.dtype | None):  # noqa: ANN202
+    device = next(module.parameters()).device.type
+    return torch.autocast(device, dtype) if dtype else nullcontext()
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Collects SIGTERM/SIGINT so that the running step ends and a checkpoint is written."""
+    received: list[int] = []
+    try:
+        previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: nothing to catch
+        previous = {}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``."""
+
+    def __init__(self, config: TrainConfig, task: Task, source: Source, run_dir: str | Path, record: dict | None = None):
+        self.config, self.task, self.source = config, task, source
+        self.run_dir = Path(run_dir)
+        self.modules = task.modules()
+        self.model = self.modules[task.phases[0]]
+        self.optimizers = {
+            phase: optim.build_optimizers(self.modules[phase], task.optimizer(phase) or config.optimizer) for phase in task.phases
+        }
+        self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+        self.step = 0
+        self._write_record(record or {})
+
+    def _write_record(self, record: dict) -> None:
+        """The run's config beside its results; a directory that holds another run is refused."""
+        value = {"train": self.config.model_dump(mode="json"), **record}
+        path = self.run_dir / "run.json"
+        if path.exists():
+            held = json.loads(path.read_text())
+            if held != json.loads(json.dumps(value)):
+                changed = sorted(k for k in set(held) | set(value) if held.get(k) != json.loads(json.dumps(value)).get(k))
+                raise UserError(
+                    f"{self.run_dir} holds another run (different: {', '.join(changed)}); choose another output directory or delete it"
+                )
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=1))
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizers": {name: [o.state_dict() for o in held] for name, held in self.optimizers.items()},
+            "ema": self.ema.state_dict() if self.ema else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = int(state["step"])
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, held in self.optimizers.items():
+            for optimizer, saved in zip(held, state["optimizers"][name], strict=True):
+                optimizer.load_state_dict(saved)
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+
+    def save(self) -> None:
+        checkpoint.save(self.run_dir, self.step, self.state_dict(), self.config.keep_checkpoints)
+
+    def resume(self) -> bool:
+        """Load the newest checkpoint of the run directory, if there is one."""
+        found = checkpoint.checkpoints(self.run_dir)
+        if found:
+            self.load_state_dict(checkpoint.load(found[-1][1]))
+        return bool(found)
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def context(self, step: int) -> tuple[StepContext, int, int]:
+        stage, place = self.config.stage_at(step)
+        batch_size, num_frames = stage.shape_at(place)
+        context = StepContext(step, self.config.total_steps, stage, step_generator(self.config.seed, step))
+        return context, batch_size, num_frames
+
+    def fetch(self, step: int) -> Batch:
+        context, batch_size, num_frames = self.context(step)
+        return self.source.batch(step, context.stage, batch_size, num_frames)
+
+    def train_step(self, batch: Batch, dtype: torch.dtype | None = None) -> dict[str, float]:
+        context, _, _ = self.context(self.step)
+        metrics: dict[str, Tensor | float] = {}
+        for phase in self.task.phases:
+            if not self.task.active(phase, context):
+                continue
+            module, held = self.modules[phase], self.optimizers[phase]
+            chosen = self.task.optimizer(phase) or self.config.optimizer
+            factor = optim.lr_factor(chosen, self.step, self.config.total_steps) * context.stage.lr_scale
+            optim.set_lr(held, factor)
+            for optimizer in held:
+                optimizer.zero_grad(set_to_none=True)
+            with _autocast(module, dtype):
+                loss, values = self.task.loss(phase, batch, context)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], chosen.grad_clip)
+            if not torch.isfinite(norm):
+                metrics |= {f"{phase}/skipped": 1.0}
+                continue
+            for optimizer in held:
+                optimizer.step()
+            prefix = "" if phase == self.task.phases[0] else f"{phase}/"
+            metrics |= {f"{prefix}{k}": v for k, v in values.items()} | {f"{prefix}grad_norm": norm, f"{prefix}lr_factor": factor}
+        if self.ema:
+            self.ema.update(self.model)
+        self.step += 1
+        return {k: float(v) for k, v in metrics.items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model holds its averaged weights and is in eval mode."""
+        if self.ema:
+            self.ema.swap(self.model)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+            if self.ema:
+                self.ema.swap(self.model)
+
+    def _observe(self, log: MetricLog, force: bool = False) -> None:
+        config = self.config
+        due = [every for every in (config.validate_every, config.sample_every) if every and (force or self.step % every == 0)]
+        if not due:
+            return
+        context, _, _ = self.context(min(self.step, config.total_steps - 1))
+        with self.averaged(), torch.no_grad():
+            if config.validate_every and (force or self.step % config.validate_every == 0):
+                log.write(self.step, **{f"val/{k}": v for k, v in self.task.validate(context).items()})
+            if config.sample_every and (force or self.step % config.sample_every == 0):
+                folder = self.run_dir / "samples" / f"step_{self.step:08d}"
+                folder.mkdir(parents=True, exist_ok=True)
+                self.task.sample(folder, context)
+
+    def run(self) -> nn.Module:
+        """Train to the end, resuming where the directory stands; returns the model with its averaged weights."""
+        config = self.config
+        self.resume()
+        log = MetricLog(self.run_dir)
+        log.rewind(self.step)
+        dtype = torch.bfloat16 if config.autocast == "bfloat16" else None
+        if config.autocast == "auto" and self.step < config.total_steps:
+            batch, (context, _, _) = self.fetch(self.step), self.context(self.step)
+            dtype = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
+            log.write(self.step, autocast=str(dtype))
+        self.model.train()
+        since, started = {}, time.perf_counter()
+        with _stop_on_signal() as stopped, ThreadPoolExecutor(1) as pool, progress_bar() as bar:
+            shown = bar.add_task(config.name, total=config.total_steps, completed=self.step)
+            upcoming = pool.submit(self.fetch, self.step) if self.step < config.total_steps else None
+            while self.step < config.total_steps and not stopped:
+                waited = time.perf_counter()
+                assert upcoming is not None
+                batch = upcoming.result()
+                waited = time.perf_counter() - waited
+                upcoming = pool.submit(self.fetch, self.step + 1) if self.step + 1 < config.total_steps else None
+                metrics = self.train_step(batch, dtype) | {"data_wait": waited}
+                for key, value in metrics.items():
+                    since.setdefault(key, []).append(value)
+                if self.step % config.log_every == 0 or self.step == config.total_steps:
+                    seconds = (time.perf_counter() - started) / len(since["data_wait"])
+                    means = {k: sum(v) / len(v) for k, v in since.items()}
+                    log.write(self.step, stage=self.context(self.step - 1)[0].stage.name, seconds_per_step=seconds, **means)
+                    bar.update(shown, completed=self.step, description=f"{config.name} loss {means.get('loss', 0):.4f}")
+                    since, started = {}, time.perf_counter()
+                if self.step % config.checkpoint_every == 0 and self.step < config.total_steps:
+                    self.save()
+                if self.step < config.total_steps:
+                    self._observe(log)
+            if upcoming is not None:
+                upcoming.cancel()
+        self.save()
+        if stopped:
+            log.close()
+            raise SystemExit(128 + stopped[0])
+        self._observe(log, force=True)
+        log.close()
+        if self.ema:
+            self.ema.swap(self.model)
+        return self.model.eval()

@@ -1,0 +1,102 @@
+"""Optimizers and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from openhunyuan.train.config import OptimizerConfig
+
+
+def lr_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Learning rate at ``step`` (0-based) ÷ peak learning rate: linear warm-up, then the configured decay."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * shape
+
+
+def orthogonalize(updates_NMK: Tensor, steps: int = 5) -> Tensor:
+    """Quintic Newton–Schulz iteration: every matrix of the stack moves towards its nearest semi-orthogonal one.
+
+    Runs in fp32: ``torch.optim.Muon`` iterates in bf16, which a CPU without bf16 units computes several times slower.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = updates_NMK.float()
+    wide = x.shape[-2] <= x.shape[-1]
+    if not wide:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised per matrix (Jordan et al., 2024); matrices of one shape are iterated in one stack."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):  # noqa: ANN001, ANN201 - the signature is torch's
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for shape, params in by_shape.items():
+                updates = []
+                for p in params:
+                    buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                    buffer.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(buffer, group["momentum"]))
+                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
+
+
+def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """One AdamW, plus a Muon for the hidden matrices when asked for.
+
+    A module may name its hidden matrices with ``muon_parameters()``; all else (embeddings, modulation, norms,
+    biases, the output layer) goes to AdamW. Peak learning rates are kept as ``peak_lr`` in every group.
+    """
+    hidden: list[nn.Parameter] = []
+    if config.name == "muon":
+        chooser = getattr(module, "muon_parameters", None)
+        if chooser is None:
+            raise ValueError(f"{type(module).__name__} does not say which parameters Muon may take; use optimizer 'adamw'")
+        hidden = [p for p in chooser() if p.requires_grad]
+    taken = {id(p) for p in hidden}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+    decay = [p for p in rest if p.ndim >= 2]
+    plain = [p for p in rest if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps)
+    ]
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Every group's learning rate becomes its peak times ``factor``."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor

@@ -1,0 +1,145 @@
+"""Task ``autoencode``: the causal VAE. L1 + 0.1 perceptual + 0.05 adversarial + 1e-6 KL (report §4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from openhunyuan.base.video import write_image
+from openhunyuan.train.config import OptimizerConfig, Strict
+from openhunyuan.train.loop import Batch, StepContext
+
+Features = Callable[[Tensor], list[Tensor]]
+"""Perceptual network: frames [N, 3, H, W] in [−1, 1] → feature maps or tokens, channels at dim 1."""
+
+
+class AutoencodeConfig(Strict):
+    """Loss weights of the report; each term can be switched off with 0, and starts at its own step."""
+
+    l1_weight: float = Field(1.0, ge=0)
+    l2_weight: float = Field(0.0, ge=0, description="squared error: steadier colour early on")
+    perceptual_weight: float = Field(0.1, ge=0)
+    perceptual_start: int = Field(0, ge=0)
+    perceptual_frames: int = Field(4, gt=0, description="frames a clip that the perceptual network sees")
+    adversarial_weight: float = Field(0.05, ge=0)
+    adversarial_start: int = Field(0, ge=0)
+    kl_weight: float = Field(1e-6, ge=0)
+    discriminator_width: int = Field(24, gt=0)
+    discriminator: OptimizerConfig = OptimizerConfig(lr=4e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant")
+
+
+class PatchDiscriminator(nn.Module):
+    """3D patch discriminator: [B, 3, T, H, W] → one score a patch of the clip. Works on one frame too."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        widths = (width, 2 * width, 2 * width)
+        layers: list[nn.Module] = []
+        channels = 3
+        for i, out in enumerate(widths):
+            stride = (1, 2, 2) if i == 0 else (2, 2, 2)
+            layers += [nn.Conv3d(channels, out, (3, 4, 4), stride, (1, 1, 1), padding_mode="replicate")]
+            layers += [nn.GroupNorm(4, out)] if i else []
+            layers += [nn.LeakyReLU(0.2)]
+            channels = out
+        self.body = nn.Sequential(*layers, nn.Conv3d(channels, 1, 3, 1, 1, padding_mode="replicate"))
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return self.body(x_BCTHW)
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """½·(mean max(0, 1 − real) + mean max(0, 1 + fake))."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def perceptual_distance(features: Features, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
+    """Mean squared difference of channel-normalised features, summed over layers (the form of LPIPS, without its weights)."""
+    with torch.no_grad():
+        wanted = [F.normalize(f, dim=1) for f in features(x_NCHW)]
+    got = [F.normalize(f, dim=1) for f in features(y_NCHW)]
+    return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(wanted, got, strict=True)]).sum()
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each clip, pictures in [−1, 1]: [B]."""
+    error = (x.clamp(-1, 1) - y.clamp(-1, 1)).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
+class AutoencodeTask:
+    """Trains a ``CausalVAE`` on batches ``{"video": [B, 3, T, H, W] in [−1, 1]}``."""
+
+    def __init__(self, config: AutoencodeConfig, vae: nn.Module, features: Features | None, validation: Mapping[str, Tensor]):
+        self.config, self.vae, self.features = config, vae, features
+        self.validation = validation
+        self.discriminator = PatchDiscriminator(config.discriminator_width) if config.adversarial_weight else None
+        self.phases = ("model", "discriminator") if self.discriminator else ("model",)
+        self._fake: Tensor | None = None
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.vae} | ({"discriminator": self.discriminator} if self.discriminator else {})
+
+    def optimizer(self, phase: str) -> OptimizerConfig | None:
+        return self.config.discriminator if phase == "discriminator" else None
+
+    def active(self, phase: str, context: StepContext) -> bool:
+        return phase == "model" or context.step >= self.config.adversarial_start
+
+    def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
+        video = batch["video"]
+        if phase == "discriminator":
+            assert self.discriminator is not None and self._fake is not None
+            loss = hinge_discriminator_loss(self.discriminator(video), self.discriminator(self._fake))
+            return loss, {"loss": loss.detach()}
+        config = self.config
+        posterior = self.vae.encode(video)
+        decoded = self.vae.decode(posterior.sample(context.generator))
+        l1 = (decoded - video).abs().mean()
+        kl = posterior.kl().mean() / video[0].numel()  # both terms per pixel value, as in a sum over the clip
+        loss = config.l1_weight * l1 + config.kl_weight * kl
+        values: dict[str, Tensor | float] = {"l1": l1.detach(), "kl": kl.detach(), "psnr": psnr(decoded.detach(), video).mean()}
+        if config.l2_weight:
+            loss = loss + config.l2_weight * (decoded - video).square().mean()
+        if self.features and config.perceptual_weight and context.step >= config.perceptual_start:
+            frames = torch.randperm(video.shape[2], generator=context.generator)[: config.perceptual_frames]
+            flat = [x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (video, decoded)]
+            distance = perceptual_distance(self.features, *flat)
+            loss = loss + config.perceptual_weight * distance
+            values["perceptual"] = distance.detach()
+        if self.discriminator and context.step >= config.adversarial_start:
+            for p in self.discriminator.parameters():
+                p.requires_grad_(False)
+            adversarial = -self.discriminator(decoded).mean()
+            for p in self.discriminator.parameters():
+                p.requires_grad_(True)
+            loss = loss + config.adversarial_weight * adversarial
+            values["adversarial"] = adversarial.detach()
+            self._fake = decoded.detach()
+        return loss, values | {"loss": loss.detach(), "latent_std": posterior.mean.detach().std()}
+
+    def _reconstruct(self, video: Tensor) -> Tensor:
+        return torch.cat([self.vae.decode(self.vae.encode(v).mode()) for v in video.split(4)])
+
+    def validate(self, context: StepContext) -> dict[str, float]:
+        return {f"psnr_{name}": float(psnr(self._reconstruct(v), v).mean()) for name, v in self.validation.items()}
+
+    def sample(self, folder: Path, context: StepContext) -> None:
+        """A sheet a validation set: first, middle and last frame, original above reconstruction."""
+        for name, video in self.validation.items():
+            video = video[:8]
+            decoded = self._reconstruct(video)
+            picks = sorted({0, video.shape[2] // 2, video.shape[2] - 1})
+            rows = [torch.cat([x[:, :, t] for t in picks], 0) for x in (video, decoded)]
+            sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
+            write_image(folder / f"{name}.png", _to_uint8(sheet), {"step": context.step})
+
+
+def _to_uint8(x_CHW: Tensor) -> np.ndarray:
+    return ((x_CHW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
