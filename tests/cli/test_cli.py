@@ -2,10 +2,10 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -210,7 +210,8 @@ def test_doctor_looks_at_everything(place: Path, capsys: pytest.CaptureFixture[s
 
 
 def command_line(*args: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    started = time.monotonic()
+    """Run it in a process of its own: the outcome, and the processor seconds it took (a busy machine does not count)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     source = str(Path(__file__).parents[2] / "src")
     done = subprocess.run(
         [sys.executable, "-m", "openhunyuan", *args],
@@ -218,9 +219,10 @@ def command_line(*args: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": source},
-        timeout=60,
+        timeout=120,
     )
-    return done, time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_refusals_of_a_real_process(tmp_path: Path, args: tuple[str, ...]) -> No
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
-    assert seconds < 5
+    assert seconds < 3
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,8 @@ def test_paths_are_stored_as_text() -> None:
 
 
 def test_importing_the_request_does_not_import_torch() -> None:
-    code = "import sys, openhunyuan.infer.request, openhunyuan.infer.output, openhunyuan.models.zoo; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = "openhunyuan.infer.request, openhunyuan.infer.output, openhunyuan.models.zoo"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "False"

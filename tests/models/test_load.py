@@ -7,6 +7,7 @@ import torch
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.weights import load_safetensors, save_safetensors
+from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.load import load_model, save_model_folder
 from openhunyuan.models.zoo import check_model, component_parameters, wrong_hashes
 
@@ -140,3 +141,11 @@ def test_what_is_not_a_model(tmp_path: Path, micro_model_folder: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(whole[:1000])
     with pytest.raises(UserError, match="truncated"):
         check_model(str(tmp_path / "cut.safetensors"))
+
+
+def test_parts_that_do_not_fit_are_named(folder: Path) -> None:
+    model = load_model(str(folder), "cpu")
+    model.check_fit()
+    model.__dict__["dit"] = DiT(model.dit.config.model_copy(update={"pooled_dim": 8}))
+    with pytest.raises(UserError, match="CLIP text model's width is 32, but the transformer expects 8"):
+        model.check_fit()

@@ -15,9 +15,7 @@ StepCallback = Callable[[int, int, Tensor], None]
 
 
 @torch.no_grad()
-def denoise(
-    velocity_fn: VelocityFn, noise: Tensor, sigmas: Tensor, callback: StepCallback | None = None
-) -> Tensor:
+def denoise(velocity_fn: VelocityFn, noise: Tensor, sigmas: Tensor, callback: StepCallback | None = None) -> Tensor:
     """Take noise [B, ...] to data along `sigmas` [N + 1] (1 → 0): x ← x + v·(σ_next − σ).
 
     Latents stay fp32 between steps whatever the network computes in. `callback` is called after every step.

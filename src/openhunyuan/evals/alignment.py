@@ -1,7 +1,8 @@
-"""The alignment measure: what a clip of the tiny world shows, told from pixels alone, with the right to see nothing.
+"""The alignment measure: what a clip of the tiny world shows, told from pixels alone, with the right to say no.
 
-`measure` knows the world's vocabulary but not the prompt; `Measurement.correct` compares with a scene afterwards. Every attribute
-can be None, "not clear enough to name": nearest-neighbour naming would find a colour in any grey and a shape in any blob.
+`measure` knows the world's vocabulary but not the prompt; `Measurement.correct` compares with a scene afterwards.
+Every attribute can be None, "not clear enough to name": nearest-neighbour naming would find a colour in any grey
+and a shape in any blob.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from openhunyuan.tiny.vocabulary import COLORS
 from openhunyuan.tiny.world import Scene
 
 SUBJECT_RADIUS = 16.5
-"""Largest accepted Lab distance of the subject's colour to a palette colour; a uniform shift of 10/255 moves it by up to 12,
-a lost chroma axis by 19 or more."""
+"""Largest accepted Lab distance of the subject's colour to a palette colour; a uniform shift of 10/255 moves it by
+up to 12, a lost chroma axis by 19 or more."""
 PRESENT = 0.9
 """Least share of the frames in which the subject must be visible."""
+MIN_RADIUS = 0.075
+"""Least radius (of the disk of equal area, share of the width) of a lone object that is a subject; an orbit's
+companion, alone in the picture, has 0.065."""
 PURITY = 0.8
 """Least share of the subject's inside that must have its colour."""
 
@@ -88,14 +92,19 @@ class Measurement:
 def measure(frames: NDArray[np.uint8]) -> Measurement:
     """Name subject colour, shape, motion, background and camera of a clip.
 
-    frames: uint8 RGB [T,H,W,3], at least 32 pixels a side; T = 1 is an image (no motion, no camera). Raises UserError otherwise.
+    frames: uint8 RGB [T,H,W,3], at least 32 pixels a side; T = 1 is an image (no motion, no camera). Raises
+    UserError otherwise.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or min(frames.shape[1:3]) < 32:
-        raise UserError(f"A clip must be uint8 [T,H,W,3] of at least 32x32 pixels, not {frames.dtype} {list(frames.shape)}.")
+        raise UserError(
+            f"A clip must be uint8 [T,H,W,3] of at least 32x32 pixels, not {frames.dtype} {list(frames.shape)}."
+        )
     seen = segment(frames)
     subject, companion = _roles(seen)
     width = frames.shape[2]
     present = subject is not None and float(subject.present.mean()) >= PRESENT
+    if subject is not None and companion is None and float(np.median(subject.area)) < np.pi * (MIN_RADIUS * width) ** 2:
+        present = False
     centre = _filled(subject.centre) if subject is not None and present else None
     radius = _filled(np.sqrt(np.maximum(subject.area, 1) / np.pi)) if subject is not None and present else None
     tone = seen.line.tone(frames.astype(np.float32))
@@ -104,6 +113,7 @@ def measure(frames: NDArray[np.uint8]) -> Measurement:
     camera = "static" if len(frames) >= 5 else None
     if moving:
         camera = name_camera(CameraEvidence(register(tone, seen.background), centre, radius, width))
+        moving = camera != "static"
     if subject is None or centre is None or radius is None:
         return _measurement(None, None, None, background, camera if camera == "static" else None)
     shape = match_shape(subject)

@@ -1,9 +1,11 @@
-"""Naming a background: its colour by distance to the world's tone lines, its material by which periodic pattern explains it.
+"""Naming a background: its colour by distance to the world's tone lines, its material by which periodic pattern
+explains it.
 
-A material moves a colour along a line of tones, so a background colour is named by the distance (RGB, 0..255) of the typical
-background pixel to each colour's tone line. The material is decided on the tone picture: flat is plain; otherwise the share of
-its variance explained by one diagonal wave (striped), the two diagonal waves of a checkerboard, or a square lattice of dots is
-compared; smooth irregular tone that no lattice explains is cloudy. Anything between is refused.
+A material moves a colour along a line of tones, so a background colour is named by the distance (RGB, 0..255) of
+the typical background pixel to each colour's tone line. The material is decided on the tone picture: flat is plain;
+otherwise the share of its variance explained by one diagonal wave (striped), the two diagonal waves of a
+checkerboard, or a square lattice of dots is compared; smooth irregular tone that no lattice explains is cloudy.
+Anything between is refused.
 """
 
 from __future__ import annotations
@@ -150,6 +152,8 @@ def _material(spread: float, explained: dict[str, float]) -> str | None:
         return "plain"
     if spread < TEXTURE_SPREAD:
         return None
+    if explained["striped"] >= max(EXPLAINED, explained["checkered"] - 0.1):
+        return "striped"  # a free magnification lets the two waves of a checkerboard imitate most of one stripe wave
     order = sorted(explained, key=lambda m: -explained[m])
     best, second = order[0], order[1]
     if explained[best] >= EXPLAINED and explained[best] - explained[second] > 0.12:

@@ -1,8 +1,10 @@
-"""Naming a camera move from two motions: that of the background and that of the subject, which stands still in the world.
+"""Naming a camera move from two motions: that of the background and that of the subject, which stands still in the
+world.
 
-Nearer things move more under a translation (pan), everything moves together under a rotation (tilt), everything grows under a
-zoom, and on an arc around the subject the subject keeps its place while the background sweeps by. The names are the camera's
-directions: when the camera pans left, the picture goes right; when it circles to the left, the background goes left with it.
+Nearer things move more under a translation (pan), everything moves together under a rotation (tilt), everything
+grows under a zoom, and on an arc around the subject the subject keeps its place while the background sweeps by. The
+names are the camera's directions: when the camera pans left, the picture goes right; when it circles to the left,
+the background goes left with it.
 """
 
 from __future__ import annotations
@@ -16,8 +18,13 @@ from openhunyuan.evals.registration import BackgroundPath
 
 Array = NDArray[np.floating]
 
-UNREST = 0.08
-"""Share of the background's variance that is change over time above which the background moves (`registration.unrest`)."""
+UNREST = 0.035
+"""Share of the background's variance that is change over time above which the background moves
+(`registration.unrest`)."""
+STATIC_REACH = 0.035
+STATIC_ZOOM = 1.08
+"""A background that changes (flickers) without moving farther than this share of the width or growing more is
+static."""
 ZOOM = 1.22
 """Least magnification between the ends of a zoom (rendered truth: 1.56)."""
 SWEEP = 0.07
@@ -26,7 +33,8 @@ SWEEP = 0.07
 
 @dataclass(frozen=True)
 class CameraEvidence:
-    """Background path, and the subject's centre [T,2] and radius [T] (None if it was not followed); frame width in pixels."""
+    """Background path, and the subject's centre [T,2] and radius [T] (None if it was not followed); frame width in
+    pixels."""
 
     background: BackgroundPath
     centre: Array | None
@@ -35,8 +43,11 @@ class CameraEvidence:
 
 
 def name_camera(evidence: CameraEvidence) -> str | None:
-    """The label of a move of at least five frames whose background is known to move, or None."""
+    """The label of a move of at least five frames whose background is seen to change, or None."""
     path, width = evidence.background, evidence.width
+    reach = float(np.linalg.norm(path.shift - np.median(path.shift, axis=0), axis=1).max())
+    if reach < STATIC_REACH * width and float(np.abs(np.log(path.scale)).max()) < np.log(STATIC_ZOOM):
+        return "static"
     if evidence.centre is None or evidence.radius is None:
         return None
     n = max(2, len(evidence.centre) // 10)
@@ -60,8 +71,8 @@ def name_camera(evidence: CameraEvidence) -> str | None:
 def _sweeping(path: BackgroundPath, subject: Array, width: int) -> tuple[int, Array, float]:
     """(axis, shift [T] along it, final shift aside from it), as shares of the width.
 
-    Behind stripes only the shift across them is seen; the subject's own travel then tells the axis, a subject that keeps its
-    place the horizontal (arcs are horizontal).
+    Behind stripes only the shift across them is seen; the subject's own travel then tells the axis, a subject that
+    keeps its place the horizontal (arcs are horizontal).
     """
     shift = path.shift / width
     if path.across is None:
@@ -89,7 +100,11 @@ def _sweep(ratio: float, subject_aside: float, axis: int, travel: float) -> str 
 def _steady(values: Array) -> bool:
     steps = np.diff(values)
     total = float(values[-1] - values[0])
-    return total > 0 and float(-steps[steps < 0].sum()) < 0.15 * total and float(steps.max()) < max(0.3, 3.0 / len(steps)) * total
+    return (
+        total > 0
+        and float(-steps[steps < 0].sum()) < 0.15 * total
+        and float(steps.max()) < max(0.3, 3.0 / len(steps)) * total
+    )
 
 
 def _shakes(path: BackgroundPath, width: int) -> bool:

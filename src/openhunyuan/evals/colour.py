@@ -1,7 +1,7 @@
 """Naming a colour from pixels, with the right to refuse: CIE Lab distance to a palette inside a reject radius.
 
-Nearest-palette naming without a reject radius would call every grey "green" or "blue"; a measure must be able to say no, so
-`name_colour` answers None when the best entry is too far away or when the runner-up is almost as near.
+Nearest-palette naming without a reject radius would call every grey "green" or "blue"; a measure must be able to
+say no, so `name_colour` answers None when the best entry is too far away or when the runner-up is almost as near.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def name_colour(
 ) -> str | None:
     """The palette name of one sRGB colour, or None.
 
-    rgb: [3] in 0..255. radius: largest accepted Lab distance. margin: the second-nearest entry must be at least this many times
-    farther than the nearest, so a colour half-way between two names has no name.
+    rgb: [3] in 0..255. radius: largest accepted Lab distance. margin: the second-nearest entry must be at least
+    this many times farther than the nearest, so a colour half-way between two names has no name.
     """
     names = list(palette)
     distances = np.linalg.norm(
@@ -51,3 +51,13 @@ def name_colour(
     if best > radius or second < margin * best:
         return None
     return names[int(order[0])]
+
+
+def lab_to_rgb(lab: NDArray[np.generic]) -> NDArray[np.float64]:
+    """The inverse of `rgb_to_lab`; colours outside sRGB are clipped to 0..255."""
+    lab = np.asarray(lab, dtype=np.float64)
+    fy = (lab[..., 0] + 16) / 116
+    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
+    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * _WHITE_D65
+    linear = np.clip(xyz @ np.linalg.inv(_RGB_TO_XYZ).T, 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

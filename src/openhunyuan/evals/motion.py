@@ -30,8 +30,8 @@ ORBIT = 150.0
 
 @dataclass(frozen=True)
 class Track:
-    """What was followed: centre [T,2], radius [T] (of the disk of equal area), angle [T] unwrapped or None (a circle, or unclear),
-    companion centre [T,2] or None; width of the frame in pixels. All finite."""
+    """What was followed: centre [T,2], radius [T] (of the disk of equal area), angle [T] unwrapped or None (a
+    circle, or unclear), companion centre [T,2] or None; width of the frame in pixels. All finite."""
 
     centre: Array
     radius: Array
@@ -73,7 +73,8 @@ def _ends(values: Array) -> tuple[Array, Array]:
 
 
 def _monotone(values: Array) -> bool:
-    """True when a noisy rise is a rise: falls are rare and small, and no single step makes most of it (a jump is not a motion)."""
+    """True when a noisy rise is a rise: falls are rare and small, and no single step makes most of it (a jump is
+    not a motion)."""
     steps = np.diff(values)
     total = float(values[-1] - values[0])
     if total <= 0:
@@ -104,7 +105,9 @@ def _direction(track: Track) -> str | None:
     side = track.centre[:, 1 - axis]
     if abs(along) < TRAVEL * track.width or abs(across) > 0.3 * abs(along):
         return None
-    if float(np.abs(side - side.mean()).max()) > 0.2 * abs(along) or not _monotone(np.sign(along) * track.centre[:, axis]):
+    if float(np.abs(side - side.mean()).max()) > 0.2 * abs(along) or not _monotone(
+        np.sign(along) * track.centre[:, axis]
+    ):
         return None
     if track.angle is not None and float(np.abs(track.angle - np.median(track.angle)).max()) > 2 * STILL_TURN:
         return None

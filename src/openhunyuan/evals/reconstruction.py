@@ -1,7 +1,8 @@
 """What the VAE keeps: PSNR and SSIM on held-out world videos, and whether every palette colour comes back.
 
-PSNR alone hides a lost colour axis (a VAE at 23.7 dB can return red as orange and green as grey), so the report names each
-subject and background colour again after the round trip, from pixels, and measures all attributes of the reconstructed clips.
+PSNR alone hides a lost colour axis (a VAE at 23.7 dB can return red as orange and green as grey), so the report
+names each subject and background colour again after the round trip, from pixels, and measures all attributes of the
+reconstructed clips.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from scipy import ndimage
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import console
-from openhunyuan.evals.alignment import BACKGROUND_RADIUS, SUBJECT_RADIUS, measure
+from openhunyuan.evals.alignment import SUBJECT_RADIUS, measure
+from openhunyuan.evals.background import name_background_colour
 from openhunyuan.evals.colour import lab_distance, name_colour
 from openhunyuan.evals.report import ATTRIBUTES, AttributeReport
 from openhunyuan.evals.sheet import Row, write_sheet
@@ -36,8 +38,9 @@ RoundTrip = Callable[[Frames], Frames]
 class ColourRecovery(BaseModel):
     """One palette colour after the round trip, over the clips that contain it.
 
-    mean_rgb: average colour found inside the object; mean_distance and worst_distance: CIE76 Lab difference to the rendered
-    colour; recovered: share of clips in which the pixels still get this colour's name (inside the measure's reject radius).
+    mean_rgb: average colour found inside the object; mean_distance and worst_distance: CIE76 Lab difference to the
+    rendered colour; recovered: share of clips in which the pixels still get this colour's name (inside the
+    measure's reject radius).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,7 +55,8 @@ class ColourRecovery(BaseModel):
 
 
 class ReconstructionReport(BaseModel):
-    """PSNR in dB (per clip, peak 255), SSIM (0..1), colour recovery, and the alignment measured on the reconstructions."""
+    """PSNR in dB (per clip, peak 255), SSIM (0..1), colour recovery, and the alignment measured on the
+    reconstructions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -97,9 +101,9 @@ class ReconstructionReport(BaseModel):
         lines = [
             f"# Reconstruction by the VAE of `{self.model}`",
             "",
-            f"{self.num_videos} held-out world videos of {self.num_frames}×{self.height}×{self.width} (seed {self.seed}):"
-            f" PSNR {self.psnr_mean:.2f} dB on average, {self.psnr_min:.2f} dB worst, {self.psnr_of_mean_error:.2f} dB of the mean"
-            f" error; SSIM {self.ssim_mean:.4f}, worst {self.ssim_min:.4f}.",
+            f"{self.num_videos} held-out world videos of {self.num_frames}×{self.height}×{self.width} (seed"
+            f" {self.seed}): PSNR {self.psnr_mean:.2f} dB on average, {self.psnr_min:.2f} dB worst,"
+            f" {self.psnr_of_mean_error:.2f} dB of the mean error; SSIM {self.ssim_mean:.4f}, worst {self.ssim_min:.4f}.",
             "",
             "| role | colour | clips | mean RGB | mean Lab distance | worst | recovered |",
             "| --- | --- | ---: | --- | ---: | ---: | ---: |",
@@ -107,7 +111,8 @@ class ReconstructionReport(BaseModel):
         for c in self.colors:
             rgb = " ".join(f"{v:.0f}" for v in c.mean_rgb)
             lines.append(
-                f"| {c.role} | {c.color} | {c.clips} | {rgb} | {c.mean_distance:.1f} | {c.worst_distance:.1f} | {c.recovered:.3f} |"
+                f"| {c.role} | {c.color} | {c.clips} | {rgb} | {c.mean_distance:.1f} | {c.worst_distance:.1f}"
+                f" | {c.recovered:.3f} |"
             )
         lines += ["", "Alignment measured on the reconstructions:", ""]
         lines += [f"- {n}: {r.overall.right}/{r.overall.total}" for n, r in self.attributes.items()]
@@ -127,7 +132,8 @@ def run_reconstruction(
     device: str = "cpu",
     show: bool = True,
 ) -> ReconstructionReport:
-    """Encode and decode held-out world videos with a model's VAE (posterior mode) and report; sizes default to the model's.
+    """Encode and decode held-out world videos with a model's VAE (posterior mode) and report; sizes default to the
+    model's.
 
     With output_dir: report.json, report.md and colours.png (each palette colour, original over reconstruction).
     """
@@ -137,17 +143,16 @@ def run_reconstruction(
 
     from openhunyuan.models.load import load_model
 
-    loaded = load_model(model, device=device, dtype=torch.float32)
-    vae = loaded.vae.eval()
-    defaults = dict(loaded.spec.defaults)
+    loaded = load_model(model, device, torch.float32)
+    vae, defaults = loaded.vae, loaded.spec.defaults
 
     @torch.inference_mode()
     def round_trip(videos: Frames) -> Frames:
-        x = torch.from_numpy(videos).to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        x = torch.from_numpy(videos).to(loaded.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         y = vae.decode(vae.encode(x).mode())
         return ((y.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
 
-    size = (num_frames or defaults["num_frames"], height or defaults["height"], width or defaults["width"])
+    size = (num_frames or defaults.num_frames, height or defaults.height, width or defaults.width)
     folder = Path(output_dir) if output_dir is not None else None
     report = reconstruct(round_trip, model, heldout_scenes(num_videos, seed), seed, size, batch_size, folder, show)
     if json_path is not None:
@@ -219,8 +224,8 @@ def reconstruct(
 
 
 def ssim(first: Frames, second: Frames) -> float:
-    """Mean structural similarity of two clips uint8 [T,H,W,3], per frame and channel (Gaussian window, sigma 1.5; Wang et al.
-    2004, constants 0.01 and 0.03 of the range 255)."""
+    """Mean structural similarity of two clips uint8 [T,H,W,3], per frame and channel (Gaussian window, sigma 1.5;
+    Wang et al. 2004, constants 0.01 and 0.03 of the range 255)."""
     x, y = first.astype(np.float64), second.astype(np.float64)
 
     def blur(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -242,14 +247,15 @@ def _colours(
     if not inside.any():
         inside = mask
     result = {}
-    for role, name, palette, where, radius in (
-        ("subject", scene.color, COLORS, inside, SUBJECT_RADIUS),
-        ("background", scene.background_color, BACKGROUND_COLORS, _open(original, mask), BACKGROUND_RADIUS),
+    for role, name, where in (
+        ("subject", scene.color, inside),
+        ("background", scene.background_color, _open(original, mask)),
     ):
         if not where.any():
             continue
         before, after = original[where].mean(0), restored[where].mean(0)
-        result[role, name] = (after, lab_distance(before, after), name_colour(after, palette, radius) == name)
+        named = name_colour(after, COLORS, SUBJECT_RADIUS) if role == "subject" else name_background_colour(after)
+        result[role, name] = (after, lab_distance(before, after), named == name)
     return result
 
 

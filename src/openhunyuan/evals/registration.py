@@ -1,7 +1,9 @@
-"""How the background moves: registration of consecutive frames by shift and magnification (Lucas-Kanade, all frame pairs at once).
+"""How the background moves: registration of consecutive frames by shift and magnification (Lucas-Kanade, all frame
+pairs at once).
 
-Flow model at a pixel p, measured from the frame centre: v(p) = (a, b) + g·p, in pixels per frame. Where the texture shows only one
-direction (stripes), only the shift across it is estimated; `BackgroundPath.across` then names that direction.
+Flow model at a pixel p, measured from the frame centre: v(p) = (a, b) + g·p, in pixels per frame. Where the texture
+shows only one direction (stripes), only the shift across it is estimated; `BackgroundPath.across` then names that
+direction.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ Array = NDArray[np.float32]
 
 _ONE_DIRECTION = 0.12
 """Ratio of the gradient energies across and along a texture below which it shows one direction only."""
+_FLAT = 25.0
+"""Variance of the smoothed tone below which there is no texture to see moving."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class BackgroundPath:
 
 
 def unrest(tone: Array, mask: NDArray[np.bool_]) -> float:
-    """Share 0..1 of the background's variance that is change over time: near 0 for a picture that stands, near 1 for one that
-    sweeps by. Flat backgrounds, where only noise could change, give 0."""
+    """Share 0..1 of the background's variance that is change over time: near 0 for a picture that stands, near 1
+    for one that sweeps by. Flat backgrounds, where only noise could change, give 0."""
     seen = mask.sum(0)
     soft = ndimage.gaussian_filter(np.where(mask, tone, 0).astype(np.float32), (0, 1, 1))
     weight = ndimage.gaussian_filter(mask.astype(np.float32), (0, 1, 1))
@@ -45,7 +49,7 @@ def unrest(tone: Array, mask: NDArray[np.bool_]) -> float:
         return 0.0
     over_time = float((((soft - mean) ** 2) * valid).sum() / valid.sum())
     total = float(soft[valid].var())
-    return over_time / total if total > 9.0 else 0.0
+    return over_time / total if total > _FLAT else 0.0
 
 
 def register(tone: Array, mask: NDArray[np.bool_], iterations: int = 3) -> BackgroundPath:
@@ -92,7 +96,8 @@ def _only_direction(gx: Array, gy: Array) -> Array | None:
 
 
 def _fill(tone: Array, mask: NDArray[np.bool_]) -> Array:
-    """Replace foreground pixels by a blurred continuation of the background, so that smoothing does not smear objects in."""
+    """Replace foreground pixels by a blurred continuation of the background, so that smoothing does not smear
+    objects in."""
     weight = ndimage.gaussian_filter(mask.astype(np.float32), (0, 3, 3), truncate=2.5)
     blurred = ndimage.gaussian_filter(np.where(mask, tone, 0).astype(np.float32), (0, 3, 3), truncate=2.5)
     return np.where(mask, tone, blurred / np.maximum(weight, 1e-3)).astype(np.float32)

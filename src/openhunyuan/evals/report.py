@@ -1,4 +1,5 @@
-"""The record of an alignment evaluation: per-value counts, samples, and their faces as a rich table, Markdown and JSON."""
+"""The record of an alignment evaluation: per-value counts, samples, and their faces as a rich table, Markdown and
+JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Count(BaseModel):
 
 
 class AttributeReport(BaseModel):
-    """One attribute: the overall count, one count per value, and what wrong values were seen as ("red -> orange": 2)."""
+    """One attribute: the overall count, one count per value, and what wrong values were seen as ("red -> orange":
+    2)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,8 +72,9 @@ class Sample(BaseModel):
 class Report(BaseModel):
     """An alignment evaluation.
 
-    attributes: color, shape, motion, background (and its parts background_color and material) over the prompts without a
-    camera; camera: over the prompts that name a camera move; all_correct: share of the former with all four attributes right.
+    attributes: color, shape, motion, background (and its parts background_color and material) over the prompts
+    without a camera; camera: over the prompts that name a camera move; all_correct: share of the former with all
+    four attributes right.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -130,8 +133,8 @@ class Report(BaseModel):
         lines = [
             f"# Alignment of `{self.model}` on {self.num_prompts} {self.split} prompts",
             "",
-            f"Seed {self.seed}; {settings}; weights `{self.fingerprint[:16]}`; {self.seconds:.0f} s. Measured from pixels alone;"
-            " *rejected* counts videos in which the attribute was too unclear to name.",
+            f"Seed {self.seed}; {settings}; weights `{self.fingerprint[:16]}`; {self.seconds:.0f} s. Measured from"
+            " pixels alone; *rejected* counts videos in which the attribute was too unclear to name.",
             "",
             "| attribute | right | prompts | accuracy |",
             "| --- | ---: | ---: | ---: |",
@@ -140,9 +143,14 @@ class Report(BaseModel):
             if value == "overall":
                 lines.append(f"| **{name}** | {count.right} | {count.total} | **{count.accuracy:.3f}** |")
         lines += [f"| **all four** | | {self.num_prompts} | **{self.all_correct:.3f}** |", "", "## Per value", ""]
-        lines += ["| attribute | value | prompts | right | rejected | accuracy |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+        lines += [
+            "| attribute | value | prompts | right | rejected | accuracy |",
+            "| --- | --- | ---: | ---: | ---: | ---: |",
+        ]
         for name, value, count in self.rows():
-            lines.append(f"| {name} | {value} | {count.total} | {count.right} | {count.rejected} | {count.accuracy:.3f} |")
+            lines.append(
+                f"| {name} | {value} | {count.total} | {count.right} | {count.rejected} | {count.accuracy:.3f} |"
+            )
         lines += ["", "## Seen instead", ""]
         for name, report in {**self.attributes, **({"camera": self.camera} if self.camera else {})}.items():
             if report.confusions:

@@ -1,7 +1,7 @@
 """Alignment of a model with its prompts: generate for held-out prompts, measure from pixels, report every value.
 
-Generated frames are cached without loss in the output folder under a key of (weights, prompt, seed, settings), so an interrupted
-evaluation continues where it stopped and a changed model is never measured on old videos.
+Generated frames are cached without loss in the output folder under a key of (weights, prompt, seed, settings), so
+an interrupted evaluation continues where it stopped and a changed model is never measured on old videos.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run_alignment(
         output_dir: videos, report.json, report.md, worst.png; default outputs/alignment-SPLIT-SEED.
         camera_prompts: prompts that name a camera move, spread over the moves; 0 for none.
         batch_size: videos per network call.
-        device: "cpu", "cuda" or None for the pipeline's own choice.
+        device: "cpu", "cuda", or None or "auto" for the best one here.
         show: progress bar on stderr and the table on stdout.
         overrides: Request fields other than the model's defaults (num_inference_steps, true_cfg_scale, ...).
 
@@ -84,12 +84,12 @@ def run_alignment(
 
     from openhunyuan.infer.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(model, **({"device": device} if device else {}))
+    pipe = Pipeline.from_pretrained(model, device)
     fingerprint = model_fingerprint(model)
-    settings = pipe_settings(pipe, overrides)
+    settings = {**pipe.defaults.model_dump(), **overrides}
 
     def generate(prompts: list[str], seeds: list[int]) -> Frames:
-        return pipe.generate_batch(prompts, seeds, **overrides)
+        return pipe.generate_batch(prompts, seeds, batch_size=batch_size, **overrides)
 
     report = evaluate(
         generate,
@@ -164,28 +164,24 @@ def camera_scenes_for(split: str, count: int, seed: int) -> list[Scene]:
     rng = np.random.default_rng([seed, 2])
     moves = [m for m in CAMERA_MOVES if m != "static"]
     return [
-        replace(sample_scene(rng, "heldout" if split == "heldout" else "train", camera_prob=1.0), camera=moves[i % len(moves)])
+        replace(
+            sample_scene(rng, "heldout" if split == "heldout" else "train", camera_prob=1.0),
+            camera=moves[i % len(moves)],
+        )
         for i in range(count)
     ]
 
 
 def model_fingerprint(model: str) -> str:
-    """SHA-256 over the names and bytes of a model folder's files."""
-    from openhunyuan.models.zoo import model_folder
+    """SHA-256 over the names and bytes of a model folder's files. Raises UserError for an unknown model."""
+    from openhunyuan.models.zoo import find_model
 
-    folder = Path(model_folder(model))
+    folder = find_model(model)
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def pipe_settings(pipe: Any, overrides: dict[str, Any]) -> dict[str, float | int | str | None]:
-    """The settings that decide the pixels besides prompt and seed: the model's defaults under the overrides."""
-    names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "true_cfg_scale", "flow_shift", "fps")
-    defaults = dict(pipe.defaults)
-    return {**{n: defaults.get(n) for n in names}, **overrides}
 
 
 def _samples(
@@ -233,7 +229,8 @@ def _sample(scene: Scene, seed: int, seen: Measurement, video: str) -> Sample:
 
 def _count(samples: Sequence[Sample], attributes: Sequence[str]) -> dict[str, AttributeReport]:
     return {
-        name: AttributeReport.from_pairs([(s.asked[name], s.seen[name]) for s in samples], ORDER[name]) for name in attributes
+        name: AttributeReport.from_pairs([(s.asked[name], s.seen[name]) for s in samples], ORDER[name])
+        for name in attributes
     }
 
 
@@ -244,7 +241,8 @@ def _video_name(prompt: str, seed: int, fingerprint: str, settings: dict[str, An
 
 def _save(path: Path, video: Frames) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")  # renamed when whole: a killed run leaves no half file to trust
+    # renamed when whole: a killed run leaves no half file to trust
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
     np.savez_compressed(temporary, frames=video)
     temporary.replace(path)
 
@@ -269,7 +267,9 @@ def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The output folder {folder} cannot be made ({error.strerror}); choose one you may write to.") from error
+        raise UserError(
+            f"The output folder {folder} cannot be made ({error.strerror}); choose one you may write to."
+        ) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"The output folder {folder} cannot be written; choose one you may write to.")
     return folder

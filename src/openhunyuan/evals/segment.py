@@ -1,8 +1,9 @@
 """Separating what moves in front (subject, companion) from the background, from pixels alone.
 
-The background of the tiny world is one muted colour with a tone texture, so its pixels lie near a short line in RGB; it is read off
-the border of the frames. Whatever lies far from that line is foreground, and the foreground's one or two dominant colours are the
-objects. No palette is used here: a grey or brown object is found just the same, and refused a name later.
+The background of the tiny world is one muted colour with a tone texture, so its pixels lie near a short line in
+RGB; it is read off the border of the frames. Whatever lies far from that line is foreground, and the foreground's
+one or two dominant colours are the objects. No palette is used here: a grey or brown object is found just the same,
+and refused a name later.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class ColourLine:
 class Object:
     """One foreground object over the clip.
 
-    colour [3] median sRGB of its inside; alpha [T,H,W] soft coverage 0..1; area [T] in pixels; centre [T,2] as (x, y) in pixels
-    (NaN where absent); present [T].
+    colour [3] median sRGB of its inside; alpha [T,H,W] soft coverage 0..1; area [T] in pixels; centre [T,2] as (x,
+    y) in pixels (NaN where absent); present [T].
     """
 
     colour: Array
@@ -61,7 +62,8 @@ class Object:
     centre: Array
     present: NDArray[np.bool_]
     purity: float
-    """Share of the inside pixels that really have this colour (a subject that changes colour half-way has about 0.5)."""
+    """Share of the inside pixels that really have this colour (a subject that changes colour half-way has about
+    0.5)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _background_line(pixels: Array) -> ColourLine:
     if len(near) < 16:
         near = border
     centre = near.mean(0)
-    values, vectors = np.linalg.eigh(np.cov((near - centre).T) + 1e-6 * np.eye(3))
+    _, vectors = np.linalg.eigh(np.cov((near - centre).T) + 1e-6 * np.eye(3))
     axis = vectors[:, -1] * np.sign(vectors[:, -1].sum() or 1.0)
     low, high = np.percentile((near - centre) @ axis, [0.5, 99.5])
     return ColourLine(centre.astype(np.float32), axis.astype(np.float32), float(low), float(high))

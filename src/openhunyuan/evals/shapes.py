@@ -1,8 +1,8 @@
 """Naming a shape and its angle from soft coverage masks: template matching with a refusal.
 
-Each frame's mask is brought to a standard size (equal area) around its centre and compared with every shape at every angle; the
-score is the soft overlap 1 − |a − b| / (a + b), summed over pixels (1 = the same, crisp edges included). A blob, a smear or a
-half-dissolved subject overlaps with nothing well enough, and is refused.
+Each frame's mask is brought to a standard size (equal area) around its centre and compared with every shape at
+every angle; the score is the soft overlap 1 − |a − b| / (a + b), summed over pixels (1 = the same, crisp edges
+included). A blob, a smear or a half-dissolved subject overlaps with nothing well enough, and is refused.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _BLUR_PIXELS = 0.55
 
 @dataclass(frozen=True)
 class ShapeMatch:
-    """shape: the accepted name or None; best: the nearest name whatever the score; score and margin as thresholded; angle [T] of
-    the best shape in degrees, unwrapped, clockwise, or None for a circle."""
+    """shape: the accepted name or None; best: the nearest name whatever the score; score and margin as thresholded;
+    angle [T] of the best shape in degrees, unwrapped, clockwise, or None for a circle."""
 
     shape: str | None
     best: str
@@ -101,7 +101,8 @@ def _standard(subject: Object, frames: NDArray[np.int64]) -> tuple[Array, Array]
 
 @cache
 def _upright(shape: str) -> tuple[Array, float]:
-    """A shape at angle 0 as the world draws it, at high resolution and centred on its centre of mass; its equal-area radius."""
+    """A shape at angle 0 as the world draws it, at high resolution and centred on its centre of mass; its equal-
+    area radius."""
     scene = Scene(shape, "red", "large", "still", "black", "plain")
     mask = np.asarray(truth(scene, 1, _SOURCE, _SOURCE)["mask"](0), dtype=np.float32)
     ys, xs = np.mgrid[:_SOURCE, :_SOURCE]

@@ -24,10 +24,12 @@ class Row:
 
 def write_sheet(path: str | os.PathLike[str], rows: Sequence[Row], title: str, columns: int = 8, zoom: int = 2) -> None:
     """Write a PNG with `columns` evenly spaced frames of each row, enlarged `zoom` times without smoothing."""
-    height, width = (rows[0].frames.shape[1:3] if rows else (64, 64))
+    height, width = rows[0].frames.shape[1:3] if rows else (64, 64)
     cell_h, cell_w = height * zoom, width * zoom
     sheet = Image.new(
-        "RGB", (columns * (cell_w + _GAP) + _GAP, _TEXT_HEIGHT + len(rows) * (cell_h + _TEXT_HEIGHT + _GAP)), (24, 24, 24)
+        "RGB",
+        (columns * (cell_w + _GAP) + _GAP, _TEXT_HEIGHT + len(rows) * (cell_h + _TEXT_HEIGHT + _GAP)),
+        (24, 24, 24),
     )
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, 2), title, fill=(255, 255, 255))

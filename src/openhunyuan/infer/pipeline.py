@@ -71,7 +71,7 @@ class Pipeline:
         dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Open a model by name or folder; its parts are read when first used. ``UserError`` if it is not usable."""
-        return cls(load_model(model, device, dtype))
+        return cls(load_model(str(model), device, dtype))
 
     @property
     def defaults(self) -> ModelDefaults:
@@ -150,6 +150,7 @@ class Pipeline:
     ) -> Tensor:
         """Latents [B, C, t, h, w] of prompts that share everything but text and seed, float32 on the CPU."""
         model, size, batch = self.model, request.size, len(prompts)
+        model.check_fit()
         dit, device, dtype = model.dit, model.device, model.dtype
         steps, shift = request.num_inference_steps, request.flow_shift
         scale, embedded = request.true_cfg_scale, request.guidance_scale

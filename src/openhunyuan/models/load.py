@@ -63,6 +63,17 @@ class LoadedModel:
             self.folder / "text_encoder", self.folder / "text_encoder_2", device=self.device, dtype=self.dtype
         )
 
+    def check_fit(self) -> None:
+        """Raise ``UserError`` unless the transformer reads what the text encoders and the VAE give."""
+        config = self.dit.config
+        for what, given, wanted in (
+            ("language model's width", self.text.states_width, config.text_dim),
+            ("CLIP text model's width", self.text.pooled_width, config.pooled_dim),
+            ("VAE's latent_channels", self.vae.config.latent_channels, config.in_channels),
+        ):
+            if given != wanted:
+                raise UserError(f"In {self.folder} the {what} is {given}, but the transformer expects {wanted}.")
+
 
 def load_model(
     name_or_path: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None

@@ -1,19 +1,20 @@
 """Recipe tiny-text: the two text models of the embedded model, trained on the synthetic world alone.
 
-    python -m openhunyuan.recipes.tiny_text --output-dir runs/tiny-text
+    openhunyuan train tiny-text
 
 Only the training split's scenes are described or rendered for training; held-out combinations serve the measurement.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from openhunyuan.caption.schema import assemble
+from openhunyuan.tiny.vocabulary import MATERIALS, SHAPES, is_heldout
 from openhunyuan.tiny.world import Scene, render, sample_scene
 from openhunyuan.train.config import Strict
 from openhunyuan.train.tasks.text import LabelledScene, TextData, TextTrainConfig, train_text
@@ -26,12 +27,17 @@ VISIBLE = ("shape", "color", "size", "background_color", "material")
 class TinyTextConfig(Strict):
     """The recipe: what is said of a scene, and the training of both models."""
 
-    canonical_share: float = Field(0.6, ge=0, le=1, description="share of plain canonical prompts")
+    canonical_share: float = Field(default=0.6, ge=0, le=1, description="share of plain canonical prompts")
     paraphrase_share: float = Field(
-        0.3, ge=0, le=1, description="share of other wordings; the rest are assembled captions"
+        default=0.3, ge=0, le=1, description="share of other wordings; the rest are assembled captions"
     )
-    camera_prob: float = Field(0.15, ge=0, le=1, description="share of scenes with a moving camera")
-    photo_prob: float = Field(0.03, ge=0, le=1, description="share of described scenes in front of a photograph")
+    camera_prob: float = Field(default=0.15, ge=0, le=1, description="share of scenes with a moving camera")
+    family: int = Field(
+        default=2, ge=1, description="scenes in a row of a CLIP batch that differ in shape and material only"
+    )
+    photo_prob: float = Field(
+        default=0.03, ge=0, le=1, description="share of described scenes in front of a photograph"
+    )
     train: TextTrainConfig = TextTrainConfig()
 
 
@@ -61,9 +67,15 @@ def world_data(config: TinyTextConfig) -> TextData:
         frames = render(scene, num_frames=int(rng.choice(_CLIP_LENGTHS)), height=size, width=size)
         return frames[int(rng.integers(len(frames)))]
 
-    def sample_pair(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        scene = sample_scene(rng, "train", camera_prob=config.camera_prob)
-        return frame_of(scene, rng), describe(scene, rng)
+    def sample_pairs(rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, list[str]]]:
+        scenes: list[Scene] = []
+        while len(scenes) < count:
+            first = sample_scene(rng, "train", camera_prob=config.camera_prob)
+            scenes += [first, *(_lookalike(first, rng) for _ in range(config.family - 1))]
+        return [
+            (frame_of(scene, rng), [describe(scene, rng), scene.prompts[int(rng.integers(len(scene.prompts)))]])
+            for scene in scenes[:count]
+        ]
 
     def labelled(rng: np.random.Generator, heldout: bool) -> LabelledScene:
         scene = sample_scene(rng, "heldout" if heldout else "train", camera_prob=config.camera_prob)
@@ -75,25 +87,29 @@ def world_data(config: TinyTextConfig) -> TextData:
             visible=VISIBLE,
         )
 
-    return TextData(sample_prompts=sample_prompts, sample_pair=sample_pair, labelled=labelled)
+    return TextData(sample_prompts=sample_prompts, sample_pairs=sample_pairs, labelled=labelled)
 
 
-def main(output_dir: Path = Path("runs/tiny-text"), config: TinyTextConfig = _DEFAULT) -> dict[str, Any]:
-    """Train the embedded text models and write them as Hugging Face folders.
+def _lookalike(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with another shape and another material, where the world and the training split allow them.
 
-    Args:
-        output_dir: where the folders text_encoder, text_encoder_2 and clip, the metrics and report.json are written.
-        config: what to change of the recipe.
+    Colours tell most scenes of a batch apart; only among look-alikes does the CLIP have to see shape and material.
     """
-    return train_text(config.train, world_data(config), output_dir)
+    shapes = [
+        shape
+        for shape in SHAPES
+        if not (shape == "circle" and scene.motion == "spins") and not is_heldout(shape, scene.color, scene.motion)
+    ]
+    materials = [name for name in MATERIALS if scene.camera == "static" or name != "plain"]
+    return replace(
+        scene,
+        shape=shapes[int(rng.integers(len(shapes)))],
+        material=materials[int(rng.integers(len(materials)))],
+        seed=int(rng.integers(2**31)),
+    )
 
 
-if __name__ == "__main__":
-    import json
-
-    import tyro
-
-    def _command(output_dir: Path = Path("runs/tiny-text"), config: TinyTextConfig = _DEFAULT) -> None:
-        print(json.dumps(main(output_dir, config), indent=2))
-
-    tyro.cli(_command, description=main.__doc__)
+def train(runs_dir: Path, config: TinyTextConfig = _DEFAULT) -> Path:
+    """Write the folders text_encoder, text_encoder_2 and clip, metrics and report.json to ``runs_dir/tiny-text``."""
+    train_text(config.train, world_data(config), runs_dir / "tiny-text")
+    return runs_dir / "tiny-text"

@@ -11,24 +11,34 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openhunyuan.models.load import save_vae
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
 from openhunyuan.recipes.world_source import WorldClips, heldout_clips, to_video
 from openhunyuan.tiny import world
-from openhunyuan.train.config import OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.loop import Trainer
 from openhunyuan.train.tasks.autoencode import AutoencodeConfig, AutoencodeTask
 from openhunyuan.train.vae_init import fit_linear_pyramid
 
 VAE = VAEConfig(block_out_channels=(24, 32, 48, 64), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0)
 
+IMAGES = BatchShape(batch_size=16, num_frames=1, height=64, width=64)
+
+
+def _clips(batch_size: int, num_frames: int) -> BatchShape:
+    """Clips, four steps to one of images (report §4.1)."""
+    return BatchShape(batch_size=batch_size, num_frames=num_frames, height=64, width=64, share=4)
+
+
 TRAIN = TrainConfig(
     name="tiny-vae",
     seed=1,
     stages=(
-        Stage(name="image-64", steps=400, batch_size=16, num_frames=1, height=64, width=64, camera_prob=0.2),
-        Stage(name="video-64x9", steps=500, batch_size=3, num_frames=9, height=64, width=64, camera_prob=0.2, image_every=5, image_batch_size=16),
-        Stage(name="video-64x33", steps=400, batch_size=1, num_frames=33, height=64, width=64, camera_prob=0.2, image_every=5, image_batch_size=16),
+        Stage(name="image-64", steps=400, shapes=(IMAGES,), camera_prob=0.2),
+        Stage(name="video-64x9-fast", steps=300, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2),
+        Stage(name="video-64x9", steps=400, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 1, 2)),
+        Stage(name="video-64x33", steps=200, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
     ),
     optimizer=OptimizerConfig(lr=2e-4, warmup_steps=20, schedule="cosine", final_lr_ratio=0.02, grad_clip=1.0),
     ema_decay=0.995,
@@ -36,7 +46,7 @@ TRAIN = TrainConfig(
     sample_every=250,
     validate_every=125,
     log_every=10,
-)  # fmt: skip
+)
 LOSS = AutoencodeConfig(perceptual_weight=0, adversarial_weight=0)
 
 
@@ -50,18 +60,13 @@ def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 
     return vae
 
 
-def main(output_dir: str = "runs/tiny-vae", config: TrainConfig = TRAIN, loss: AutoencodeConfig = LOSS) -> CausalVAE:
-    """Train the VAE into ``output_dir`` (resumes) and write its weights to ``output_dir/vae``."""
-    from openhunyuan.models.load import save_vae
-
+def train(runs_dir: Path, config: TrainConfig = TRAIN, loss: AutoencodeConfig = LOSS) -> Path:
+    """Train the VAE in ``runs_dir/tiny-vae`` (resumes) and write its weights to ``vae`` there."""
+    run_dir = runs_dir / "tiny-vae"
     vae = fitted_vae(VAE, config.seed)
     validation = {"image": heldout_clips(32, 1, 64), "video": heldout_clips(8, 33, 64)}
     task = AutoencodeTask(loss, vae, None, validation)
-    trainer = Trainer(config, task, WorldClips(config.seed), output_dir, {"vae": VAE.to_dict(), "loss": loss.model_dump(mode="json")})
-    trainer.run()
-    save_vae(Path(output_dir) / "vae", vae)
-    return vae
-
-
-if __name__ == "__main__":
-    main()
+    record = {"vae": VAE.to_dict(), "loss": loss.model_dump(mode="json")}
+    Trainer(config, task, WorldClips(config.seed), run_dir, record).run()
+    save_vae(run_dir / "vae", vae)
+    return run_dir

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from openhunyuan.tiny import world
-from openhunyuan.train.config import Stage
+from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.loop import Batch
+
+
+SCENE_FRAMES = 33
 
 
 def to_video(frames_THWC: np.ndarray) -> Tensor:
@@ -19,19 +22,26 @@ def to_video(frames_THWC: np.ndarray) -> Tensor:
 class WorldClips:
     """Source for task ``autoencode``: clips of training scenes at any size.
 
-    A clip shorter than the world's usual 33 frames is every k-th frame of the same motion (k = the report's frame
-    interval 1…8), because the world's motions span a clip whatever its length.
+    A scene is ``SCENE_FRAMES`` long. A clip is a window of it at one of the stage's frame intervals (1…8 in report
+    §4.1), or, without intervals, spread over all of it.
     """
 
-    def __init__(self, seed: int, camera_prob: float | None = None):
+    def __init__(self, seed: int):
         self.seed = seed
-        self.camera_prob = camera_prob
 
-    def batch(self, step: int, stage: Stage, batch_size: int, num_frames: int) -> Batch:
+    def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         rng = np.random.default_rng((self.seed, step))
-        prob = stage.camera_prob if self.camera_prob is None else self.camera_prob
-        scenes = [world.sample_scene(rng, "train", camera_prob=prob) for _ in range(batch_size)]
-        return {"video": torch.stack([to_video(world.render(s, num_frames, stage.height, stage.width)) for s in scenes])}
+        scenes = [world.sample_scene(rng, "train", camera_prob=stage.camera_prob) for _ in range(shape.batch_size)]
+        return {"video": torch.stack([to_video(self._clip(s, rng, stage, shape)) for s in scenes])}
+
+    def _clip(self, scene: world.Scene, rng: np.random.Generator, stage: Stage, shape: BatchShape) -> np.ndarray:
+        if shape.num_frames == 1 or not stage.frame_intervals:
+            return world.render(scene, shape.num_frames, shape.height, shape.width)
+        interval = int(rng.choice(stage.frame_intervals))
+        span = (shape.num_frames - 1) * interval + 1
+        length = max(SCENE_FRAMES, span)
+        start = int(rng.integers(length - span + 1))
+        return world.render(scene, length, shape.height, shape.width)[start : start + span : interval]
 
 
 def heldout_clips(n: int, num_frames: int, size: int, seed: int = 1) -> Tensor:

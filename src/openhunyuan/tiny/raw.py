@@ -485,7 +485,7 @@ def _footage(truth: RawTruth) -> Iterator[Frames]:
         yield from frames
 
 
-def _ramp(fade: int) -> NDArray[np.float32]:
+def _ramp(fade: int) -> NDArray[np.floating[Any]]:
     return (np.arange(fade, dtype=np.float32) / fade)[:, None, None, None]
 
 

@@ -28,31 +28,38 @@ class OptimizerConfig(Strict):
     final_lr_ratio: float = Field(0.02, ge=0, le=1, description="learning rate at the last step ÷ peak learning rate")
 
 
-class Stage(Strict):
-    """A stretch of a run with one batch shape. Stages of a run follow each other, low resolution first (report §4.5)."""
+class BatchShape(Strict):
+    """How many samples of which size a batch holds."""
 
-    name: str
-    steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     num_frames: int = Field(ge=1, description="pixel frames of a sample, 4n+1")
     height: int = Field(gt=0, multiple_of=16)
     width: int = Field(gt=0, multiple_of=16)
-    image_every: int = Field(0, ge=0, description="every n-th step is a batch of images of the same cost; 0 = never")
-    image_batch_size: int = Field(0, ge=0, description="batch size of those image steps; 0 = batch_size")
-    lr_scale: float = Field(1.0, gt=0, description="multiplies the scheduled learning rate in this stage")
-    camera_prob: float = Field(0.0, ge=0, le=1, description="share of scenes whose camera moves")
+    share: int = Field(1, gt=0, description="steps of this shape in one round of the stage's shapes")
 
     @model_validator(mode="after")
-    def _whole_latent_frames(self) -> Stage:
+    def _whole_latent_frames(self) -> BatchShape:
         if (self.num_frames - 1) % 4:
-            raise ValueError(f"stage {self.name!r}: num_frames is {self.num_frames}; it must be 4n+1 (1, 5, 9, …)")
+            raise ValueError(f"num_frames is {self.num_frames}; it must be 4n+1 (1, 5, 9, …)")
         return self
 
-    def shape_at(self, step_in_stage: int) -> tuple[int, int]:
-        """(batch size, num_frames) of a step: image steps are interleaved against forgetting (report §4.5)."""
-        if self.image_every and step_in_stage % self.image_every == self.image_every - 1:
-            return self.image_batch_size or self.batch_size, 1
-        return self.batch_size, self.num_frames
+
+class Stage(Strict):
+    """A stretch of a run over one mix of batch shapes. Stages follow each other, low resolution first; images are
+    mixed into video stages against forgetting (report §4.5)."""
+
+    name: str
+    steps: int = Field(gt=0)
+    shapes: tuple[BatchShape, ...] = Field(min_length=1)
+    lr_scale: float = Field(1.0, gt=0, description="multiplies the scheduled learning rate in this stage")
+    camera_prob: float = Field(0.0, ge=0, le=1, description="share of scenes whose camera moves, where they are drawn")
+    frame_intervals: tuple[int, ...] = Field((), description="strides of which a clip's is drawn; () = spread over the scene")
+
+    def shape_at(self, step_in_stage: int) -> BatchShape:
+        """The shape of a step: every round holds each shape ``share`` times, evenly spread."""
+        total = sum(shape.share for shape in self.shapes)
+        turns = sorted(((i + 0.5) / s.share, n) for n, s in enumerate(self.shapes) for i in range(s.share))
+        return self.shapes[turns[step_in_stage % total][1]]
 
 
 class TrainConfig(Strict):

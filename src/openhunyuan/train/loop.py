@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.train import checkpoint, optim
-from openhunyuan.train.config import OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.ema import EMA
 from openhunyuan.train.metrics import MetricLog, progress_bar
 
@@ -41,7 +41,7 @@ class StepContext:
 class Source(Protocol):
     """Training data as a pure function of the step."""
 
-    def batch(self, step: int, stage: Stage, batch_size: int, num_frames: int) -> Batch: ...
+    def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch: ...
 
 
 class Task(Protocol):
@@ -170,18 +170,16 @@ class Trainer:
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def context(self, step: int) -> tuple[StepContext, int, int]:
-        stage, place = self.config.stage_at(step)
-        batch_size, num_frames = stage.shape_at(place)
-        context = StepContext(step, self.config.total_steps, stage, step_generator(self.config.seed, step))
-        return context, batch_size, num_frames
+    def context(self, step: int) -> StepContext:
+        stage, _ = self.config.stage_at(step)
+        return StepContext(step, self.config.total_steps, stage, step_generator(self.config.seed, step))
 
     def fetch(self, step: int) -> Batch:
-        context, batch_size, num_frames = self.context(step)
-        return self.source.batch(step, context.stage, batch_size, num_frames)
+        stage, place = self.config.stage_at(step)
+        return self.source.batch(step, stage, stage.shape_at(place))
 
     def train_step(self, batch: Batch, dtype: torch.dtype | None = None) -> dict[str, float]:
-        context, _, _ = self.context(self.step)
+        context = self.context(self.step)
         metrics: dict[str, Tensor | float] = {}
         for phase in self.task.phases:
             if not self.task.active(phase, context):
@@ -226,7 +224,7 @@ class Trainer:
         due = [every for every in (config.validate_every, config.sample_every) if every and (force or self.step % every == 0)]
         if not due:
             return
-        context, _, _ = self.context(min(self.step, config.total_steps - 1))
+        context = self.context(min(self.step, config.total_steps - 1))
         with self.averaged(), torch.no_grad():
             if config.validate_every and (force or self.step % config.validate_every == 0):
                 log.write(self.step, **{f"val/{k}": v for k, v in self.task.validate(context).items()})
@@ -243,7 +241,7 @@ class Trainer:
         log.rewind(self.step)
         dtype = torch.bfloat16 if config.autocast == "bfloat16" else None
         if config.autocast == "auto" and self.step < config.total_steps:
-            batch, (context, _, _) = self.fetch(self.step), self.context(self.step)
+            batch, context = self.fetch(self.step), self.context(self.step)
             dtype = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
             log.write(self.step, autocast=str(dtype))
         self.model.train()
@@ -263,7 +261,7 @@ class Trainer:
                 if self.step % config.log_every == 0 or self.step == config.total_steps:
                     seconds = (time.perf_counter() - started) / len(since["data_wait"])
                     means = {k: sum(v) / len(v) for k, v in since.items()}
-                    log.write(self.step, stage=self.context(self.step - 1)[0].stage.name, seconds_per_step=seconds, **means)
+                    log.write(self.step, stage=self.context(self.step - 1).stage.name, seconds_per_step=seconds, **means)
                     bar.update(shown, completed=self.step, description=f"{config.name} loss {means.get('loss', 0):.4f}")
                     since, started = {}, time.perf_counter()
                 if self.step % config.checkpoint_every == 0 and self.step < config.total_steps:

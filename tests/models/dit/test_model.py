@@ -9,6 +9,7 @@ from torch import Tensor
 from openhunyuan.convert.dit_diffusers import to_diffusers
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT, sinusoid, trim_text
+from openhunyuan.ops.rope import rope_freqs
 
 SMALL = DiTConfig(
     hidden_size=96,
@@ -152,9 +153,8 @@ def test_trimming_equals_the_masked_form(lengths: tuple[int, ...]) -> None:
     batch = inputs(SMALL, lengths)
     with torch.no_grad():
         ours = model(**batch)
-        from openhunyuan.ops.rope import rope_freqs
-
-        masked = model._core(**batch, **dict(zip(("cos", "sin"), rope_freqs((3, 2, 3), SMALL.rope_axes_dim))))
+        cos, sin = rope_freqs((3, 2, 3), SMALL.rope_axes_dim)
+        masked = model._core(**batch, cos=cos, sin=sin)
         alone = [model(**{name: value[i : i + 1] for name, value in batch.items()}) for i in range(len(lengths))]
     torch.testing.assert_close(ours, masked, atol=2e-6, rtol=0)
     torch.testing.assert_close(ours, torch.cat(alone), atol=2e-6, rtol=0)
@@ -221,9 +221,7 @@ def test_init_weights_starts_at_zero_and_everything_learns() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    # A key's bias shifts all scores of a query alike, so softmax hides it; it moves only by rounding.
     still = [name for name, value in model.state_dict().items() if torch.equal(value, untouched[name])]
-    # The last text stream's output is never read: image tokens alone leave the single blocks.
     assert not still, f"never trained: {still}"
 
 
@@ -259,3 +257,18 @@ def test_converter_refuses_foreign_keys() -> None:
     state = random_dit(SMALL).state_dict()
     with pytest.raises(KeyError, match="not a module"):
         to_diffusers(state | {"triple_blocks.0.linear.weight": torch.zeros(1)})
+
+
+def test_core_is_one_static_graph() -> None:
+    """No graph break, in training and in inference; the backend that only traces keeps the test short."""
+    model, batch = (
+        random_dit(SMALL.model_copy(update={"num_double_blocks": 1, "num_single_blocks": 1})),
+        inputs(SMALL, (5, 7)),
+    )
+    with torch.no_grad():
+        eager = model(**batch)
+    model.compile_core(backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch), eager)
+    model(**batch).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

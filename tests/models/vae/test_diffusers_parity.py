@@ -116,9 +116,14 @@ def test_the_released_size_has_the_released_names_and_shapes() -> None:
 @torch.no_grad()
 def test_a_vae_without_middle_attention_equals_diffusers() -> None:
     torch.manual_seed(4)
-    config = VAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False)
+    config = VAEConfig(
+        block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
+    )
     reference = diffusers.AutoencoderKLHunyuanVideo(
-        block_out_channels=config.block_out_channels, layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
+        block_out_channels=config.block_out_channels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
     ).eval()
     vae = CausalVAE(config).eval()
     vae.load_state_dict(reference.state_dict(), strict=True)

@@ -41,9 +41,9 @@ def _labelled(rng: np.random.Generator, heldout: bool) -> LabelledScene:
     return LabelledScene(prompt=f"a {name} picture", frame=frame, labels={"color": name}, visible=("color",))
 
 
-def _pair(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    name, frame = _sample(rng)
-    return frame, f"a {name} picture"
+def _pairs(rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, list[str]]]:
+    drawn = [_sample(rng) for _ in range(count)]
+    return [(frame, [f"a {name} picture", f"everything is {name}"]) for name, frame in drawn]
 
 
 def _prompts(rng: np.random.Generator) -> list[str]:
@@ -51,7 +51,7 @@ def _prompts(rng: np.random.Generator) -> list[str]:
     return [f"a {name} picture", f"everything is {name}"]
 
 
-DATA = TextData(sample_prompts=_prompts, sample_pair=_pair, labelled=_labelled)
+DATA = TextData(sample_prompts=_prompts, sample_pairs=_pairs, labelled=_labelled)
 FAST = OptimizerConfig(lr=5e-3, warmup_steps=3)
 CONFIG = TextTrainConfig(
     tokenizer_samples=50,
@@ -157,12 +157,12 @@ def test_batches_depend_on_seed_and_step_alone(trained: Path) -> None:
     encoder = TextEncoder.from_folder(trained / "text_encoder", trained / "text_encoder_2")
     llm = LlamaTask(CONFIG, DATA, encoder.llm.tokenizer, encoder.templates.video)
     clip = ClipTask(CONFIG, DATA, encoder.clip.tokenizer)
+    stage = llm.train_config.stages[0]
     for task, key in ((llm, "ids"), (clip, "pixels")):
-        stage = task.train_config.stages[0]
-        one, two, three = (task.batch(step, stage, 4, 1)[key] for step in (7, 7, 8))
+        one, two, three = (task.batch(step, stage, stage.shapes[0])[key] for step in (7, 7, 8))
         assert torch.equal(one, two)
         assert one.shape != three.shape or not torch.equal(one, three)
-    batch = llm.batch(0, llm.train_config.stages[0], 4, 1)
+    batch = llm.batch(0, stage, stage.shapes[0])
     crop = encoder.templates.video.crop_start
     assert (batch["labels"][:, :crop] == -100).all()
     assert torch.equal(batch["labels"][0, crop : crop + 5], batch["ids"][0, crop : crop + 5])

@@ -5,6 +5,7 @@ checkpoint (release fact B.2). Letters: B batch, L tokens, S text tokens, C hidd
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,9 +36,7 @@ class ScalarEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(SINUSOID_DIM, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = nn.Sequential(nn.Linear(SINUSOID_DIM, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(sinusoid(x).to(self.mlp[0].weight.dtype))
@@ -94,7 +93,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        return self.fc2(F.silu(x) if self.silu else F.gelu(x, approximate="tanh"))
+        return self.fc2(F.silu(x) if self.silu else gelu(x))
 
 
 class Modulation(nn.Module):
@@ -199,20 +198,30 @@ class DoubleBlock(nn.Module):
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(vec)
 
-        qkv = self.img_attn_qkv(modulate(layer_norm(img), img_shift1, img_scale1))
-        img_q, img_k, img_v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        qkv = self.txt_attn_qkv(modulate(layer_norm(txt), txt_shift1, txt_scale1))
-        txt_q, txt_k, txt_v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        q = torch.cat((self.img_attn_q_norm(img_q), self.txt_attn_q_norm(txt_q)), dim=1)
-        k = torch.cat((self.img_attn_k_norm(img_k), self.txt_attn_k_norm(txt_k)), dim=1)
-        out = attend(q, k, torch.cat((img_v, txt_v), dim=1), cos, sin, mask)
-        img_out, txt_out = out.split((img.shape[1], txt.shape[1]), dim=1)
-
+        img_out, txt_out = self._attend(
+            modulate(layer_norm(img), img_shift1, img_scale1),
+            modulate(layer_norm(txt), txt_shift1, txt_scale1),
+            cos,
+            sin,
+            mask,
+        )
         img = gated_add(img, img_gate1, self.img_attn_proj(img_out))
         img = gated_add(img, img_gate2, self.img_mlp(modulate(layer_norm(img), img_shift2, img_scale2)))
         txt = gated_add(txt, txt_gate1, self.txt_attn_proj(txt_out))
         txt = gated_add(txt, txt_gate2, self.txt_mlp(modulate(layer_norm(txt), txt_shift2, txt_scale2)))
         return img, txt
+
+    def _attend(self, img: Tensor, txt: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention over [image, text]. A method of its own so that queries, keys and values die before the MLP."""
+        qkv = self.img_attn_qkv(img)
+        img_q, img_k, img_v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        qkv = self.txt_attn_qkv(txt)
+        txt_q, txt_k, txt_v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q = torch.cat((self.img_attn_q_norm(img_q), self.txt_attn_q_norm(txt_q)), dim=1)
+        k = torch.cat((self.img_attn_k_norm(img_k), self.txt_attn_k_norm(txt_k)), dim=1)
+        out = attend(q, k, torch.cat((img_v, txt_v), dim=1), cos, sin, mask)
+        img_out, txt_out = out.split((img.shape[1], txt.shape[1]), dim=1)
+        return img_out, txt_out
 
 
 class SingleBlock(nn.Module):
@@ -235,7 +244,18 @@ class SingleBlock(nn.Module):
         qkv, mlp = y.split((3 * size, y.shape[-1] - 3 * size), dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         out = attend(self.q_norm(q), self.k_norm(k), v, cos, sin, mask)
-        return gated_add(x, gate, self.linear2(torch.cat((out, F.gelu(mlp, approximate="tanh")), dim=-1)))
+        mlp = gelu(mlp)
+        if torch.is_grad_enabled():
+            return gated_add(x, gate, self.linear2(torch.cat((out, mlp), dim=-1)))
+        # v is spent and lies just before mlp, which was activated in place: with the attention's result written
+        # over v, the last columns of y are the concatenation, without the copy or its memory.
+        v.flatten(2).copy_(out)
+        return gated_add(x, gate, self.linear2(y[..., 2 * size :]))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """tanh-GELU of a tensor that is not used again: in place where no gradient will ask for the input."""
+    return F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(x, approximate="tanh")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
@@ -343,6 +363,12 @@ class DiT(nn.Module):
         pt, ph, pw = self.config.patch_size
         x = x.reshape(batch, frames // pt, height // ph, width // pw, -1, pt, ph, pw)
         return x.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(batch, -1, frames, height, width)
+
+    def muon_parameters(self) -> Iterator[nn.Parameter]:
+        """The hidden matrices of the blocks: projections and feed-forwards, not modulation, norms or embedders."""
+        for name, parameter in self.named_parameters():
+            if "_blocks." in name and parameter.ndim == 2 and "mod" not in name.split(".")[2]:
+                yield parameter
 
     def compile_core(self, **options: Any) -> None:
         """Replace the static part by its `torch.compile`d form; call it after copies (an EMA) have been made."""

@@ -69,8 +69,8 @@ class VAEConfig:
         for channels in self.block_out_channels:
             if channels < 1 or channels % self.norm_num_groups:
                 raise UserError(
-                    f"block_out_channels holds {channels}, which norm_num_groups={self.norm_num_groups} does not divide; "
-                    "use multiples of the group count."
+                    f"block_out_channels holds {channels}, which norm_num_groups={self.norm_num_groups} "
+                    "does not divide; use multiples of the group count."
                 )
         if self.sample_size < 4 * SPATIAL_COMPRESSION or self.sample_size % (4 * SPATIAL_COMPRESSION):
             raise UserError(f"sample_size is {self.sample_size}; a tile side must be a positive multiple of 32 pixels.")

@@ -1,7 +1,7 @@
 """The causal 3D VAE: video <-> latents with 4x fewer frames, 8x fewer rows and columns (release facts C.1-C.4, C.7).
 
-Read top-down: `CausalVAE` -> `Encoder`/`Decoder` -> stages -> blocks -> `CausalConv3d`. State-dict names are those of the
-released checkpoint. Every tensor is [batch, channels, frames, height, width] unless said otherwise.
+Read top-down: `CausalVAE` -> `Encoder`/`Decoder` -> stages -> blocks -> `CausalConv3d`. State-dict names are those of
+the released checkpoint. Every tensor is [batch, channels, frames, height, width] unless said otherwise.
 
 "Causal" is a property of the convolutions and of the middle attention only: group norms take their statistics over time
 too, so a later frame does change an earlier one (release fact C.1).
@@ -20,6 +20,9 @@ from openhunyuan.models.vae.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESS
 from openhunyuan.models.vae.tiling import TilingConfig, tiled_decode, tiled_encode
 
 NORM_EPS = 1e-6
+# Without gradients a large convolution runs a few frames at a time, on at most about this many input values: its padded
+# copy, and the copy in the layout the convolution library wants, then stay small beside the activations themselves.
+CHUNK_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,9 @@ class Encoder(nn.Module):
         channels = config.block_out_channels
         self.conv_in = CausalConv3d(config.in_channels, channels[0])
         self.down_blocks = nn.ModuleList(
-            DownStage(channels[max(i - 1, 0)], channels[i], config.layers_per_block, config.norm_num_groups, _stage_factors(i))
+            DownStage(
+                channels[max(i - 1, 0)], channels[i], config.layers_per_block, config.norm_num_groups, _stage_factors(i)
+            )
             for i in range(4)
         )
         self.mid_block = MidBlock(channels[-1], config.norm_num_groups, config.mid_block_add_attention)
@@ -165,7 +170,13 @@ class Decoder(nn.Module):
         self.conv_in = CausalConv3d(config.latent_channels, channels[0])
         self.mid_block = MidBlock(channels[0], config.norm_num_groups, config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(
-            UpStage(channels[max(i - 1, 0)], channels[i], config.layers_per_block + 1, config.norm_num_groups, _stage_factors(i))
+            UpStage(
+                channels[max(i - 1, 0)],
+                channels[i],
+                config.layers_per_block + 1,
+                config.norm_num_groups,
+                _stage_factors(i),
+            )
             for i in range(4)
         )
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=NORM_EPS)
@@ -304,12 +315,13 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest upsampling by `factor` (T, 2, 2) and a causal convolution, computed as one map.
 
-    Frame 0 is repeated in space only, later frames by the full factor, so T frames become ft*(T-1)+1 (release fact C.3).
+    Frame 0 is repeated in space only, later frames by the full factor, so T frames become ft*(T-1)+1 (release fact
+    C.3).
 
-    A repeated pixel meets several taps of the kernel, so those taps can be added up before they meet the pixel: doubling
-    and a 3-tap convolution along one axis are one transposed convolution of stride 2 whose four taps are
-    (w2, w1+w2, w0+w1, w0). Along time, even and odd output frames are told apart and each sees two input frames. That is
-    16 products per output pixel and frame pair instead of 54, and the enlarged input is never formed.
+    A repeated pixel meets several taps of the kernel, so those taps can be added up before they meet the pixel:
+    doubling and a 3-tap convolution along one axis are one transposed convolution of stride 2 whose four taps are
+    (w2, w1+w2, w0+w1, w0). Along time, even and odd output frames are told apart and each sees two input frames. That
+    is 8 products per output value and input channel instead of 27, and the enlarged input is never formed.
     """
 
     def __init__(self, channels: int, factor: tuple[int, int, int]) -> None:
@@ -347,7 +359,7 @@ class Upsample(nn.Module):
         return kernel
 
     def _taps(self, frames: Tensor, kernels: tuple[Tensor, ...]) -> Tensor:
-        """Output frame t = sum over i of kernel i applied to frame t+i: [B, T+n-1, C, h+2, w+2] -> [B, C, T, 2h, 2w]."""
+        """Output frame t sums kernel i on frame t+i: [B, T+n-1, C, h+2, w+2] with n kernels -> [B, C, T, 2h, 2w]."""
         batch, length = frames.shape[0], frames.shape[1] - len(kernels) + 1
         total: Tensor | None = None
         for i, kernel in enumerate(kernels):
@@ -378,9 +390,30 @@ class CausalConv3d(nn.Module):
             return self.conv(x)
         if x.shape[2] == 1:
             return self._single_frame(x.squeeze(2), kernel // 2).unsqueeze(2)
+        if not torch.is_grad_enabled() and x.numel() > CHUNK_VALUES:
+            return self._few_frames_at_a_time(x)
+        # The same as F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate"), whose backward pass takes twice as long on a CPU.
         x = pad_sides(x.flatten(1, 2), kernel // 2).unflatten(1, x.shape[1:3])
         x = torch.cat((*[x[:, :, :1]] * (kernel - 1), x), dim=2)
         return self._halves(x) if _has_slow_conv3d(x) else self.conv(x)
+
+    def _few_frames_at_a_time(self, x: Tensor) -> Tensor:
+        """The same map on `CHUNK_VALUES` inputs at a time (at least one output frame), for inference."""
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        side, past = kernel // 2, kernel - 1
+        length = (x.shape[2] - 1) // stride + 1
+        step = max(1, CHUNK_VALUES // (x[:, :, :1].numel() * stride))
+        out: Tensor | None = None
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            first = start * stride - past
+            frames = x[:, :, max(first, 0) : (stop - 1) * stride + 1]
+            chunk = self.conv(F.pad(frames, (side, side, side, side, max(-first, 0), 0), mode="replicate"))
+            if out is None:
+                out = chunk.new_empty(*chunk.shape[:2], length, *chunk.shape[3:])
+            out[:, :, start:stop] = chunk
+        assert out is not None
+        return out
 
     def _single_frame(self, image: Tensor, side: int) -> Tensor:
         """[B, C, H, W]: all taps in time see the same frame, so the kernel can be summed over time first."""

@@ -22,7 +22,7 @@ from openhunyuan.models.text import tokenizer as tok
 from openhunyuan.models.text.encoder import TextEncoder
 from openhunyuan.models.text.folder import SAFE_OPTIONS, quiet_transformers
 from openhunyuan.models.text.templates import PromptTemplate, TemplateSet, write_templates
-from openhunyuan.train.config import OptimizerConfig, Stage, Strict, TrainConfig
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, Strict, TrainConfig
 from openhunyuan.train.loop import Batch, StepContext, Trainer
 
 # As in the release: a system instruction, then the prompt as the user's turn. Short, because every state before the
@@ -33,6 +33,7 @@ TEMPLATE_TEXT = (
 )
 ANSWER_TEXT = f"{tok.HEADER_OPEN}assistant{tok.HEADER_CLOSE}\n\n{{}}{tok.EOT}"
 _TEMPLATE_WORDS = ("system\n\n", "Describe:", "user\n\n", "assistant\n\n")
+WORDING_TEMPERATURE = 0.07
 _IGNORED = -100  # label value that the cross-entropy leaves out
 
 
@@ -60,64 +61,70 @@ class TextData:
     Attributes:
         sample_prompts: one or more descriptions of one scene. The first is read as the user's prompt, the second (if
             any) is what the model learns to answer: another wording of the same scene.
-        sample_pair: a frame [H, W, 3] uint8 and its prompt.
+        sample_pairs: as many frames [H, W, 3] uint8 as asked for, each with its descriptions. The first belongs to
+            the frame; a second one is another wording of the same scene.
         labelled: a scene with truth; the flag asks for combinations that training never shows.
     """
 
     sample_prompts: Callable[[np.random.Generator], list[str]]
-    sample_pair: Callable[[np.random.Generator], tuple[np.ndarray, str]]
+    sample_pairs: Callable[[np.random.Generator, int], list[tuple[np.ndarray, list[str]]]]
     labelled: Callable[[np.random.Generator, bool], LabelledScene]
 
 
 class LlamaSize(Strict):
     """Size and schedule of the language model."""
 
-    hidden_size: int = Field(128, gt=0)
-    num_layers: int = Field(6, gt=2, description="the encoder runs all but the last two")
-    num_heads: int = Field(4, gt=0)
-    num_kv_heads: int = Field(2, gt=0)
-    intermediate_size: int = Field(192, gt=0)
-    vocab_size: int = Field(600, ge=262)
-    max_tokens: int = Field(160, gt=16, description="token budget of a templated prompt")
-    answer_tokens: int = Field(48, gt=0, description="room for the answer behind the prompt in training")
-    steps: int = Field(400, gt=0)
-    batch_size: int = Field(32, gt=0)
+    hidden_size: int = Field(default=128, gt=0)
+    num_layers: int = Field(default=6, gt=2, description="the encoder runs all but the last two")
+    num_heads: int = Field(default=4, gt=0)
+    num_kv_heads: int = Field(default=2, gt=0)
+    intermediate_size: int = Field(default=192, gt=0)
+    vocab_size: int = Field(default=600, ge=262)
+    max_tokens: int = Field(default=160, gt=16, description="token budget of a templated prompt")
+    answer_tokens: int = Field(default=48, gt=0, description="room for the answer behind the prompt in training")
+    steps: int = Field(default=400, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-3, weight_decay=0.05, warmup_steps=50)
 
 
 class ClipSize(Strict):
     """Size and schedule of the CLIP; text and vision tower have the same width."""
 
-    hidden_size: int = Field(96, gt=0)
-    intermediate_size: int = Field(192, gt=0)
-    num_heads: int = Field(4, gt=0)
-    num_text_layers: int = Field(3, gt=0)
-    num_vision_layers: int = Field(3, gt=0)
-    projection_size: int = Field(96, gt=0)
-    patch_size: int = Field(8, gt=0)
-    image_size: int = Field(64, gt=0)
-    vocab_size: int = Field(600, ge=259)
-    max_tokens: int = Field(77, gt=2)
-    steps: int = Field(450, gt=0)
-    batch_size: int = Field(64, gt=1)
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1.5e-3, weight_decay=0.05, warmup_steps=50)
+    hidden_size: int = Field(default=96, gt=0)
+    intermediate_size: int = Field(default=192, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+    num_text_layers: int = Field(default=3, gt=0)
+    num_vision_layers: int = Field(default=3, gt=0)
+    projection_size: int = Field(default=96, gt=0)
+    patch_size: int = Field(default=8, gt=0)
+    image_size: int = Field(default=64, gt=0)
+    vocab_size: int = Field(default=600, ge=259)
+    max_tokens: int = Field(default=77, gt=2)
+    steps: int = Field(default=600, gt=0)
+    batch_size: int = Field(default=64, gt=1)
+    wording_weight: float = Field(
+        default=0.5,
+        ge=0,
+        description="weight of the term that brings two wordings of a scene to the same pooled vector",
+    )
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, weight_decay=0.05, warmup_steps=50)
 
 
 class TextTrainConfig(Strict):
     """Everything that decides the two text models, but the data."""
 
     seed: int = 0
-    tokenizer_samples: int = Field(8000, gt=0, description="scenes whose descriptions train the tokenizers")
+    tokenizer_samples: int = Field(default=8000, gt=0, description="scenes whose descriptions train the tokenizers")
     llm: LlamaSize = LlamaSize()
     clip: ClipSize = ClipSize()
     probe_train: int = Field(
-        1500, gt=0, description="scenes of the training split that the linear probes are fitted on"
+        default=1500, gt=0, description="scenes of the training split that the linear probes are fitted on"
     )
     probe_heldout: int = Field(
-        400, gt=0, description="held-out scenes that the probes and the retrieval are measured on"
+        default=400, gt=0, description="held-out scenes that the probes and the retrieval are measured on"
     )
-    checkpoint_every: int = Field(200, gt=0)
-    log_every: int = Field(10, gt=0)
+    checkpoint_every: int = Field(default=200, gt=0)
+    log_every: int = Field(default=10, gt=0)
 
 
 def train_text(config: TextTrainConfig, data: TextData, output_dir: Path | str) -> dict[str, Any]:
@@ -156,7 +163,7 @@ class LlamaTask:
     The answer makes the states of a prompt say what the scene is and not only how this wording goes on.
     """
 
-    phases = ("llm",)
+    phases: tuple[str, ...] = ("llm",)
 
     def __init__(self, config: TextTrainConfig, data: TextData, tokenizer: Any, template: PromptTemplate) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -197,10 +204,10 @@ class LlamaTask:
     def active(self, phase: str, context: StepContext) -> bool:
         return True
 
-    def batch(self, step: int, stage: Stage, batch_size: int, num_frames: int) -> Batch:
+    def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         """ids and labels [B, S] int64; the labels leave out the template before the prompt."""
         rng = np.random.default_rng([self.config.seed, 1, step])
-        return self._collate([self.data.sample_prompts(rng) for _ in range(batch_size)])
+        return self._collate([self.data.sample_prompts(rng) for _ in range(shape.batch_size)])
 
     def _collate(self, samples: list[list[str]]) -> Batch:
         size, rows = self.config.llm, []
@@ -235,9 +242,13 @@ class LlamaTask:
 
 
 class ClipTask:
-    """Contrastive learning of a text and a vision tower on pairs of one frame and its prompt (Radford et al., 2021)."""
+    """Contrastive learning of a text and a vision tower on pairs of one frame and its prompt (Radford et al., 2021).
 
-    phases = ("clip",)
+    A second contrastive term compares the pooled vectors of two wordings of each scene: a frame does not show motion
+    and hardly shows a small shape, but the pooled vector that the transformer is modulated by shall know them.
+    """
+
+    phases: tuple[str, ...] = ("clip",)
 
     def __init__(self, config: TextTrainConfig, data: TextData, tokenizer: Any) -> None:
         from transformers import CLIPConfig, CLIPModel
@@ -282,21 +293,33 @@ class ClipTask:
     def active(self, phase: str, context: StepContext) -> bool:
         return True
 
-    def batch(self, step: int, stage: Stage, batch_size: int, num_frames: int) -> Batch:
-        """ids [B, S] int64 and pixels [B, 3, H, W] in [-1, 1]."""
+    def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
+        """ids [B, S] int64, pixels [B, 3, H, W] in [-1, 1], and other_ids [B, S'] if every scene has two wordings."""
         rng = np.random.default_rng([self.config.seed, 2, step])
-        pairs = [self.data.sample_pair(rng) for _ in range(batch_size)]
-        return {
-            "ids": clip_ids(self.tokenizer, [prompt for _, prompt in pairs], self.config.clip.max_tokens),
+        pairs = self.data.sample_pairs(rng, shape.batch_size)
+        limit = self.config.clip.max_tokens
+        batch = {
+            "ids": clip_ids(self.tokenizer, [texts[0] for _, texts in pairs], limit),
             "pixels": to_pixels([frame for frame, _ in pairs]),
         }
+        if all(len(texts) > 1 for _, texts in pairs):
+            batch["other_ids"] = clip_ids(self.tokenizer, [texts[1] for _, texts in pairs], limit)
+        return batch
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
-        logits = self.model(input_ids=batch["ids"], pixel_values=batch["pixels"]).logits_per_text
-        target = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        right = (logits.argmax(dim=1) == target).float().mean()
-        return loss, {"loss": loss.detach(), "batch_retrieval": right}
+        model = self.model
+        pooled = model.text_model(input_ids=batch["ids"]).pooler_output
+        shown = model.vision_model(pixel_values=batch["pixels"]).pooler_output
+        text, image = (F.normalize(x, dim=1) for x in (model.text_projection(pooled), model.visual_projection(shown)))
+        loss, right = contrast(model.logit_scale.exp() * text @ image.T)
+        values: dict[str, Tensor | float] = {"loss": loss.detach(), "batch_retrieval": right}
+        if "other_ids" in batch and self.config.clip.wording_weight:
+            other = model.text_model(input_ids=batch["other_ids"]).pooler_output
+            alike = F.normalize(pooled, dim=1) @ F.normalize(other, dim=1).T
+            wording, wording_right = contrast(alike / WORDING_TEMPERATURE)
+            loss = loss + self.config.clip.wording_weight * wording
+            values |= {"wording_loss": wording.detach(), "wording_retrieval": wording_right}
+        return loss, values
 
     def validate(self, context: StepContext) -> dict[str, float]:
         """Loss on one batch of held-out scenes."""
@@ -310,6 +333,13 @@ class ClipTask:
 
     def sample(self, folder: Path, context: StepContext) -> None:
         """Nothing to render."""
+
+
+def contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric contrastive loss of similarities [B, B] whose diagonal is right, and the share of rows that agree."""
+    target = torch.arange(len(logits), device=logits.device)
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss, (logits.argmax(dim=1) == target).float().mean()
 
 
 def clip_ids(tokenizer: Any, prompts: list[str], max_tokens: int) -> Tensor:
@@ -427,7 +457,8 @@ def _template(tokenizer: Any, max_tokens: int) -> PromptTemplate:
 def _loop_config(
     config: TextTrainConfig, name: str, steps: int, batch_size: int, optimizer: OptimizerConfig, size: int
 ) -> TrainConfig:
-    stage = Stage(name="text", steps=steps, batch_size=batch_size, num_frames=1, height=size, width=size)
+    shape = BatchShape(batch_size=batch_size, num_frames=1, height=size, width=size)
+    stage = Stage(name="text", steps=steps, shapes=(shape,))
     return TrainConfig(
         name=name,
         stages=(stage,),
@@ -443,7 +474,10 @@ def _loop_config(
 
 
 def _run(config: TextTrainConfig, task: LlamaTask | ClipTask, run_dir: Path) -> None:
-    trainer = Trainer(task.train_config, task, task, run_dir, record={"text": config.model_dump(mode="json")})
+    # Each half records its own part only: changing the CLIP leaves a finished language model usable.
+    part = config.llm if isinstance(task, LlamaTask) else config.clip
+    record = {"size": part.model_dump(mode="json"), "tokenizer_samples": config.tokenizer_samples}
+    trainer = Trainer(task.train_config, task, task, run_dir, record=record)
     if not (trainer.resume() and trainer.step == trainer.config.total_steps):
         trainer.run()
     task.model.eval()

@@ -1,0 +1,57 @@
+"""``openhunyuan train``: run a named recipe, resuming where its directory stands."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.record import Record, unknown
+from openhunyuan.cli.parse import parse
+from openhunyuan.infer.output import check_folder
+from openhunyuan.recipes.registry import RECIPES
+
+
+class TrainOptions(Record):
+    """Run a recipe. Every run is a directory: run.json, metrics.jsonl, tensorboard/, samples/, checkpoints/."""
+
+    runs_dir: str = Field(
+        "runs", description="Directory of the runs; a recipe finds what it needs in its siblings here."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
+
+
+def usage() -> str:
+    """The recipes and their options."""
+    lines = [f"  {name:<11}  {recipe.makes}" for name, recipe in RECIPES.items()]
+    return "\n".join(
+        ["usage: openhunyuan train RECIPE [OPTIONS]", "", "recipes, in the order they need each other:", *lines]
+    )
+
+
+def run(args: Sequence[str]) -> int:
+    """Check what the recipe needs, then train."""
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        print("\nOptions of a recipe: openhunyuan train RECIPE --help")
+        return 0
+    name = args[0]
+    if name not in RECIPES:
+        raise UserError(unknown("recipe", name, RECIPES))
+    options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
+    recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
+    missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
+    if missing:
+        raise UserError(
+            f"Recipe {name} needs {' and '.join(missing)} in {runs_dir}; run `openhunyuan train {missing[0]}` first."
+        )
+    check_folder(runs_dir)
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(importlib.import_module(recipe.module).train(runs_dir))
+    return 0

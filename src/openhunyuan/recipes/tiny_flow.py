@@ -1,0 +1,165 @@
+"""Recipes ``tiny-image`` and ``tiny-video``: the embedded model's DiT on latents of the synthetic world.
+
+Images first; then video started from the image weights, low resolution first, images mixed in (report §4.5).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from openhunyuan.base.video import write_image, write_video
+from openhunyuan.latents.shards import ShardDataset
+from openhunyuan.models.dit.config import DiTConfig
+from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.load import load_dit, load_vae, save_dit, save_model_folder
+from openhunyuan.models.text.encoder import TextEncoder
+from openhunyuan.models.zoo import file_sha256
+from openhunyuan.recipes.world_latents import LatentBatches, WorldLatents, encode_world
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.loop import Trainer
+from openhunyuan.train.tasks.flow import EmptyText, FlowConfig, FlowTask
+
+DIT = DiTConfig(
+    hidden_size=160,
+    num_heads=5,
+    num_double_blocks=3,
+    num_single_blocks=6,
+    num_refiner_blocks=1,
+    rope_axes_dim=(8, 12, 12),
+    text_dim=128,
+    pooled_dim=96,
+    guidance_embed=False,
+)
+FLOW = FlowConfig()
+
+SETS = {
+    "image": WorldLatents(count=12_000, num_frames=1, size=64, seed=11),
+    "low": WorldLatents(count=4_000, num_frames=33, size=32, seed=12),
+    "short": WorldLatents(count=1_500, num_frames=17, size=64, seed=13),
+    "video": WorldLatents(count=4_000, num_frames=33, size=64, seed=14),
+}
+HELDOUT = {
+    "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
+    "video": WorldLatents(count=64, num_frames=33, size=64, seed=24, split="heldout"),
+}
+
+
+def _shape(batch_size: int, num_frames: int, size: int = 64, share: int = 1) -> BatchShape:
+    return BatchShape(batch_size=batch_size, num_frames=num_frames, height=size, width=size, share=share)
+
+
+OPTIMIZER = OptimizerConfig(name="muon", lr=1e-3, muon_lr=0.01, warmup_steps=50, schedule="linear", final_lr_ratio=0.05)
+
+IMAGE = TrainConfig(
+    name="tiny-image",
+    seed=2,
+    stages=(Stage(name="image-64", steps=2500, shapes=(_shape(64, 1),)),),
+    optimizer=OPTIMIZER,
+    ema_decay=0.995,
+    checkpoint_every=250,
+    sample_every=500,
+    validate_every=250,
+    log_every=25,
+)
+VIDEO = TrainConfig(
+    name="tiny-video",
+    seed=3,
+    stages=(
+        Stage(name="video-32x33", steps=1000, shapes=(_shape(48, 33, 32, share=4), _shape(64, 1))),
+        Stage(name="video-64x33", steps=1800, shapes=(_shape(32, 33, share=6), _shape(48, 17), _shape(64, 1))),
+    ),
+    optimizer=OPTIMIZER,
+    ema_decay=0.998,
+    checkpoint_every=100,
+    sample_every=400,
+    validate_every=200,
+    log_every=10,
+)
+
+SAMPLE_PROMPTS = (
+    "a large red circle moves right on a black background",
+    "a small green star moves up on a navy striped background",
+    "a large purple square spins clockwise on a gray background",
+    "a large yellow triangle shrinks on a teal checkered background",
+    "a small white cross stays still on a maroon dotted background",
+    "a large cyan star grows on an olive cloudy background",
+    "a large blue square orbits clockwise around a small white circle on a black background",
+    "a small orange circle stays still on a gray checkered background, the camera pans left",
+)
+DEFAULTS = {
+    "height": 64,
+    "width": 64,
+    "num_frames": 33,
+    "num_inference_steps": 24,
+    "guidance_scale": 1.0,
+    "true_cfg_scale": 3.0,
+    "flow_shift": 2.0,
+    "fps": 12.0,
+}
+
+
+def datasets(names: list[str], data_dir: Path, vae_dir: Path, text_dir: Path) -> tuple[list[ShardDataset], dict, TextEncoder]:
+    """Encoded training sets and validation batches, made if they are not there yet."""
+    vae = load_vae(vae_dir)
+    text = TextEncoder.from_folder(text_dir / "text_encoder", text_dir / "text_encoder_2")
+    weights = file_sha256(vae_dir / "model.safetensors")
+    train = [encode_world(data_dir / name, SETS[name], vae, text, weights) for name in names]
+    held = {name: encode_world(data_dir / f"heldout-{name}", spec, vae, text, weights) for name, spec in HELDOUT.items()}
+    return train, {name: d.batch(range(min(64, len(d)))) for name, d in held.items()}, text
+
+
+def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile_core: bool = True) -> Path:
+    """Run ``tiny-image``, or ``tiny-video`` from the image run's weights; ``runs_dir`` holds the text and VAE runs.
+
+    Writes ``dit`` and, as ``model``, a complete model folder that ``generate --model`` takes into the run's directory.
+    """
+    config = config or {"tiny-image": IMAGE, "tiny-video": VIDEO}[which]
+    run_dir, vae_dir, text_dir = runs_dir / which, runs_dir / "tiny-vae" / "vae", runs_dir / "tiny-text"
+    names = ["image"] if which == "tiny-image" else ["low", "short", "video", "image"]
+    sets, validation, text = datasets(names, runs_dir / "tiny-latents", vae_dir, text_dir)
+    torch.manual_seed(config.seed)
+    dit = DiT(DIT)
+    dit.init_weights()
+    if which == "tiny-video":
+        dit.load_state_dict(load_dit(runs_dir / "tiny-image" / "dit").state_dict())
+    dit.requires_grad_(True).train()
+    empty = text.encode([""])
+
+    def render(model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, DiT)
+        num_frames = 1 if which == "tiny-image" else 33
+        render_samples(export(model, run_dir / "model", vae_dir, text_dir), folder, num_frames)
+
+    task = FlowTask(FLOW, dit, EmptyText(empty.states[0][empty.mask[0]], empty.pooled[0]), validation, render)
+    record = {"dit": DIT.model_dump(mode="json"), "flow": FLOW.model_dump(mode="json")}
+    trainer = Trainer(config, task, LatentBatches(sets, config.seed), run_dir, record)
+    if compile_core:
+        dit.compile_core(dynamic=False)
+    trainer.run()
+    save_dit(run_dir / "dit", dit)
+    export(dit, run_dir / "model", vae_dir, text_dir)
+    return run_dir
+
+
+def export(dit: DiT, folder: Path, vae_dir: Path, text_dir: Path) -> Path:
+    """Write the complete model folder: transformer, VAE, text models and defaults, stored as fp16."""
+    description = "The embedded model: 64×64, 33 frames, trained on the synthetic world by the tiny-* recipes."
+    llm, clip = text_dir / "text_encoder", text_dir / "text_encoder_2"
+    save_model_folder(folder, dit, load_vae(vae_dir), llm, clip, DEFAULTS, "tiny", description=description)
+    return folder
+
+
+def render_samples(model_dir: Path, folder: Path, num_frames: int) -> None:
+    """One picture or clip a sample prompt."""
+    from openhunyuan.infer.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(str(model_dir))
+    videos = pipe.generate_batch(SAMPLE_PROMPTS, list(range(len(SAMPLE_PROMPTS))), num_frames=num_frames)
+    for number, frames in enumerate(videos):
+        if num_frames == 1:
+            write_image(folder / f"{number:02d}.png", frames[0], {"prompt": SAMPLE_PROMPTS[number]})
+        else:
+            write_video(folder / f"{number:02d}.mp4", frames, DEFAULTS["fps"], {"prompt": SAMPLE_PROMPTS[number]})

@@ -1,0 +1,12 @@
+"""Recipe ``tiny-image``: see ``recipes.tiny_flow``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openhunyuan.recipes import tiny_flow
+
+
+def train(runs_dir: Path) -> Path:
+    """Train the DiT on images; returns the run's directory."""
+    return tiny_flow.train("tiny-image", runs_dir)

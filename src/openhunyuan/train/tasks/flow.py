@@ -1,0 +1,106 @@
+"""Task ``flow``: the DiT by flow matching. Logit-normal t, straight path, velocity MSE, text dropout (report §4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t
+from openhunyuan.train.config import OptimizerConfig, Strict
+from openhunyuan.train.loop import Batch, StepContext
+
+FIXED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class FlowConfig(Strict):
+    """How noise levels are drawn and how often the text is dropped."""
+
+    t_mean: float = Field(0.0, description="mean of the logit of t")
+    t_std: float = Field(1.0, gt=0)
+    t_shift: float = Field(1.0, gt=0, description="shift of drawn times towards noise, as flow_shift in sampling")
+    text_dropout: float = Field(0.1, ge=0, lt=1, description="share of samples whose text is the encoded empty prompt")
+
+
+class EmptyText:
+    """The encoded empty prompt: what dropped text becomes (and what true guidance runs against)."""
+
+    def __init__(self, states_SD: Tensor, pooled_P: Tensor):
+        self.states, self.pooled = states_SD, pooled_P
+
+    def fill(self, batch: Batch, dropped_B: Tensor) -> Batch:
+        """``batch`` with the text of the chosen samples replaced."""
+        if not bool(dropped_B.any()):
+            return batch
+        length = max(batch["text_states"].shape[1], len(self.states))
+        pad = length - batch["text_states"].shape[1]
+        states, mask = F.pad(batch["text_states"], (0, 0, 0, pad)), F.pad(batch["text_mask"], (0, pad))
+        states[dropped_B] = F.pad(self.states, (0, 0, 0, length - len(self.states))).to(states)
+        mask[dropped_B] = torch.arange(length) < len(self.states)
+        pooled = batch["pooled"].clone()
+        pooled[dropped_B] = self.pooled.to(pooled)
+        return batch | {"text_states": states, "text_mask": mask, "pooled": pooled}
+
+
+class FlowTask:
+    """Trains a DiT on batches of latents [B, C, T, h, w] with text states, mask and pooled vector (``latents.shards``)."""
+
+    phases = ("model",)
+
+    def __init__(
+        self,
+        config: FlowConfig,
+        dit: nn.Module,
+        empty: EmptyText,
+        validation: Mapping[str, Batch],
+        render: Callable[[nn.Module, Path], None] | None = None,
+    ):
+        self.config, self.dit, self.empty = config, dit, empty
+        self.validation, self.render = validation, render
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.dit}
+
+    def optimizer(self, phase: str) -> OptimizerConfig | None:
+        return None
+
+    def active(self, phase: str, context: StepContext) -> bool:
+        return True
+
+    def _velocity(self, batch: Batch, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.dit(x_t, model_time(t), batch["text_states"], batch["text_mask"], batch["pooled"])
+
+    def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
+        config, g, data = self.config, context.generator, batch["latents"]
+        t = sample_t(len(data), g, config.t_mean, config.t_std, config.t_shift)
+        noise = torch.randn(data.shape, generator=g)
+        dropped = torch.rand(len(data), generator=g) < config.text_dropout
+        velocity = self._velocity(self.empty.fill(batch, dropped), interpolate(data, noise, t), t)
+        loss = flow_loss(velocity, data, noise)
+        return loss, {"loss": loss.detach()}
+
+    def validate(self, context: StepContext) -> dict[str, float]:
+        """Loss at fixed noise levels with fixed noise on held-out samples; ``empty_text`` shows what the text is worth."""
+        values: dict[str, float] = {}
+        for name, batch in self.validation.items():
+            data = batch["latents"]
+            noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0))
+            bare = self.empty.fill(batch, torch.ones(len(data), dtype=torch.bool))
+            for kind, given in (("", batch), ("_empty_text", bare)):
+                total = 0.0
+                for level in FIXED_TIMES:
+                    t = torch.full((len(data),), level)
+                    loss = float(flow_loss(self._velocity(given, interpolate(data, noise, t), t), data, noise))
+                    total += loss / len(FIXED_TIMES)
+                    if not kind:
+                        values[f"loss_{name}_t{level}"] = loss
+                values[f"loss_{name}{kind}"] = total
+        return values
+
+    def sample(self, folder: Path, context: StepContext) -> None:
+        if self.render:
+            self.render(self.dit, folder)

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+
+from openhunyuan.models.vae.config import VAEConfig
+from openhunyuan.models.vae.model import CausalVAE
+from openhunyuan.train.config import BatchShape, Stage
+from openhunyuan.train.loop import StepContext, step_generator
+from openhunyuan.train.tasks.autoencode import (
+    AutoencodeConfig,
+    AutoencodeTask,
+    PatchDiscriminator,
+    hinge_discriminator_loss,
+    perceptual_distance,
+    psnr,
+)
+
+CONFIG = VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+STAGE = Stage(name="s", steps=10, shapes=(BatchShape(batch_size=2, num_frames=5, height=16, width=16),))
+
+
+def context(step: int = 0) -> StepContext:
+    return StepContext(step, 10, STAGE, step_generator(0, step))
+
+
+def features(x):
+    return [x, nn.functional.avg_pool2d(x, 2)]
+
+
+@pytest.fixture
+def task() -> AutoencodeTask:
+    torch.manual_seed(0)
+    config = AutoencodeConfig(discriminator_width=8, adversarial_start=2, perceptual_start=1, perceptual_frames=2)
+    video = torch.rand(2, 3, 5, 16, 16) * 2 - 1
+    return AutoencodeTask(config, CausalVAE(CONFIG), features, {"video": video})
+
+
+def test_the_loss_is_the_reports_weighted_sum(task):
+    video = task.validation["video"]
+    loss, values = task.loss("model", {"video": video}, context(5))
+    posterior = task.vae.encode(video)
+    decoded = task.vae.decode(posterior.sample(step_generator(0, 5)))
+    l1, kl = (decoded - video).abs().mean(), posterior.kl().mean() / (3 * 5 * 16 * 16)
+    expected = l1 + 1e-6 * kl + 0.1 * values["perceptual"] + 0.05 * -task.discriminator(decoded).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_terms_start_when_they_are_told_to(task):
+    batch = {"video": task.validation["video"]}
+    assert not {"perceptual", "adversarial"} & set(task.loss("model", batch, context(0))[1])
+    assert "perceptual" in task.loss("model", batch, context(1))[1]
+    assert not task.active("discriminator", context(1)) and task.active("discriminator", context(2))
+
+
+def test_each_phase_moves_its_own_module_only(task):
+    batch = {"video": task.validation["video"]}
+    task.loss("model", batch, context(5))[0].backward()
+    assert all(p.grad is None for p in task.discriminator.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.vae.parameters())
+    task.vae.zero_grad()
+    task.loss("discriminator", batch, context(5))[0].backward()
+    assert all(p.grad is None for p in task.vae.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in task.discriminator.parameters())
+
+
+def test_hinge_loss_is_zero_only_when_real_and_fake_are_told_apart():
+    assert hinge_discriminator_loss(torch.full((4,), 2.0), torch.full((4,), -2.0)) == 0
+    assert hinge_discriminator_loss(torch.zeros(4), torch.zeros(4)) == 1
+
+
+def test_perceptual_distance_is_zero_for_equal_pictures_and_passes_gradient_to_the_second():
+    x = torch.rand(2, 3, 16, 16)
+    y = torch.rand(2, 3, 16, 16, requires_grad=True)
+    assert perceptual_distance(features, x, x) == pytest.approx(0, abs=1e-6)
+    perceptual_distance(features, x, y).backward()
+    assert y.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("num_frames", [1, 9])
+def test_the_discriminator_scores_patches_of_clips_and_images(num_frames):
+    scores = PatchDiscriminator(8)(torch.rand(2, 3, num_frames, 32, 32))
+    assert scores.shape[:2] == (2, 1) and scores.shape[3] > 1
+
+
+def test_psnr_of_a_known_error():
+    x = torch.zeros(1, 3, 1, 8, 8)
+    assert psnr(x, x + 0.2).item() == pytest.approx(20, abs=1e-4)
+
+
+def test_validation_and_samples(task, tmp_path):
+    with torch.no_grad():
+        values = task.validate(context())
+        task.sample(tmp_path, context())
+    assert set(values) == {"psnr_video"} and 0 < values["psnr_video"] < 60
+    assert (tmp_path / "video.png").stat().st_size > 0

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from openhunyuan.models.dit.config import DiTConfig
+from openhunyuan.models.dit.model import DiT
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.loop import StepContext, Trainer, step_generator
+from openhunyuan.train.tasks.flow import FIXED_TIMES, EmptyText, FlowConfig, FlowTask
+
+DIT = DiTConfig(
+    in_channels=4, out_channels=4, hidden_size=32, num_heads=2, num_double_blocks=1, num_single_blocks=1, num_refiner_blocks=1,
+    rope_axes_dim=(4, 6, 6), text_dim=8, pooled_dim=8, guidance_embed=False,
+)  # fmt: skip
+STAGE = Stage(name="s", steps=60, shapes=(BatchShape(batch_size=8, num_frames=1, height=32, width=32),))
+
+
+def batch(size: int = 8) -> dict[str, torch.Tensor]:
+    """Two kinds of latents, +1 and −1 everywhere; the text says which."""
+    kind = torch.arange(size) % 2 * 2.0 - 1
+    states = kind[:, None, None].expand(size, 3, 8).clone()
+    return {
+        "latents": kind.view(-1, 1, 1, 1, 1).expand(size, 4, 1, 4, 4).clone(),
+        "text_states": states,
+        "text_mask": torch.ones(size, 3, dtype=torch.bool),
+        "pooled": kind[:, None].expand(size, 8).clone(),
+    }
+
+
+@pytest.fixture
+def task() -> FlowTask:
+    torch.manual_seed(0)
+    dit = DiT(DIT)
+    dit.init_weights()
+    return FlowTask(FlowConfig(text_dropout=0.1), dit, EmptyText(torch.zeros(1, 8), torch.zeros(8)), {"kinds": batch()})
+
+
+class Kinds:
+    def batch(self, step, stage, shape):
+        return batch(shape.batch_size)
+
+
+def test_dropped_text_is_the_empty_prompt_and_the_rest_is_untouched():
+    given = batch(4)
+    empty = EmptyText(torch.full((5, 8), 7.0), torch.full((8,), 9.0))
+    filled = empty.fill(given, torch.tensor([True, False, False, True]))
+    assert filled["text_states"].shape == (4, 5, 8)
+    assert (filled["text_states"][0] == 7).all() and filled["text_mask"][0].sum() == 5 and (filled["pooled"][3] == 9).all()
+    assert torch.equal(filled["text_states"][1, :3], given["text_states"][1]) and filled["text_mask"][1].sum() == 3
+    assert (given["pooled"] != 9).all()  # the batch itself is not written to
+
+
+def test_the_first_loss_is_that_of_predicting_nothing(task):
+    context = StepContext(0, 1, STAGE, step_generator(0, 0))
+    loss, _ = task.loss("model", batch(64), context)
+    assert loss.item() == pytest.approx(2.0, rel=0.1)  # noise variance 1 + data power 1, against a zero prediction
+
+
+def test_training_uses_the_text(task, tmp_path):
+    optimizer = OptimizerConfig(name="muon", lr=3e-3, muon_lr=0.02, warmup_steps=5)
+    config = TrainConfig(name="k", stages=(STAGE,), optimizer=optimizer, ema_decay=0, sample_every=0, validate_every=60)
+    Trainer(config, task, Kinds(), tmp_path).run()
+    with torch.no_grad():
+        values = task.validate(StepContext(0, 1, STAGE, step_generator(0, 0)))
+    assert values["loss_kinds"] < 0.8
+    assert values["loss_kinds"] < values["loss_kinds_empty_text"]
+    assert {f"loss_kinds_t{t}" for t in FIXED_TIMES} <= set(values)
