@@ -1,10 +1,11 @@
 """The whole path in one test: footage, shots, captions, latents, training, a prompt, an mp4, a measurement.
 
-Everything is real but small: a micro model on 32×32 pixels, trained for a handful of steps. It shows no prompt; that the
-rooms fit together is the claim.
+Everything is real but small: a micro model on 32×32 pixels, trained for a handful of steps. It shows no prompt; that
+the rooms fit together is the claim.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def train_micro_text(folder: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():  # noqa: ANN201
+def one_thread() -> Iterator[None]:
     """Micro networks are slower on several threads than on one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -210,7 +210,7 @@ def test_doctor_looks_at_everything(place: Path, capsys: pytest.CaptureFixture[s
 
 
 def command_line(*args: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run it in a process of its own: the outcome, and the processor seconds it took (a busy machine does not count)."""
+    """Run it in a process of its own: the outcome, and its processor seconds (a busy machine does not count)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     source = str(Path(__file__).parents[2] / "src")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The measure accepts rendered truth, also softened, and refuses damage. The large run is `python -m benchmarks.measure`."""
+"""The measure accepts rendered truth, also softened, and refuses damage (at large: `python -m benchmarks.measure`)."""
 
 from __future__ import annotations
 

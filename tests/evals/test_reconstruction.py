@@ -12,7 +12,7 @@ from openhunyuan.evals.reconstruction import Frames, reconstruct, ssim
 from openhunyuan.tiny.vocabulary import COLORS
 from openhunyuan.tiny.world import heldout_scenes
 
-SIZE = (5, 64, 64)
+SIZE = (9, 64, 64)
 
 
 def test_a_perfect_round_trip_recovers_everything(tmp_path: Path) -> None:

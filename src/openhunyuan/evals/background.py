@@ -1,5 +1,4 @@
-"""Naming a background: its colour by distance to the world's tone lines, its material by which periodic pattern
-explains it.
+"""Naming a background: its colour by distance to tone lines, its material by the pattern that explains it.
 
 A material moves a colour along a line of tones, so a background colour is named by the distance (RGB, 0..255) of
 the typical background pixel to each colour's tone line. The material is decided on the tone picture: flat is plain;

@@ -1,5 +1,4 @@
-"""Naming a camera move from two motions: that of the background and that of the subject, which stands still in the
-world.
+"""Naming a camera move from two motions: the background's and that of the subject, which stands still in the world.
 
 Nearer things move more under a translation (pan), everything moves together under a rotation (tilt), everything
 grows under a zoom, and on an arc around the subject the subject keeps its place while the background sweeps by. The
@@ -116,7 +115,7 @@ def _shakes(path: BackgroundPath, width: int) -> bool:
     net = float(np.linalg.norm(path.shift[-1] - path.shift[0]))
     smooth = float((steps[1:] * steps[:-1]).sum() / max((steps**2).sum(), 1e-6))
     return (
-        length > 0.09 * width
+        length > (0.09 if path.across is None else 0.05) * width
         and net < 0.65 * length
         and reach < 0.16 * width
         and smooth > 0.2

@@ -103,7 +103,8 @@ class ReconstructionReport(BaseModel):
             "",
             f"{self.num_videos} held-out world videos of {self.num_frames}×{self.height}×{self.width} (seed"
             f" {self.seed}): PSNR {self.psnr_mean:.2f} dB on average, {self.psnr_min:.2f} dB worst,"
-            f" {self.psnr_of_mean_error:.2f} dB of the mean error; SSIM {self.ssim_mean:.4f}, worst {self.ssim_min:.4f}.",
+            f" {self.psnr_of_mean_error:.2f} dB of the mean error;"
+            f" SSIM {self.ssim_mean:.4f}, worst {self.ssim_min:.4f}.",
             "",
             "| role | colour | clips | mean RGB | mean Lab distance | worst | recovered |",
             "| --- | --- | ---: | --- | ---: | ---: | ---: |",

@@ -1,5 +1,4 @@
-"""How the background moves: registration of consecutive frames by shift and magnification (Lucas-Kanade, all frame
-pairs at once).
+"""How the background moves: consecutive frames registered by shift and magnification (Lucas-Kanade, all pairs at once).
 
 Flow model at a pixel p, measured from the frame centre: v(p) = (a, b) + g·p, in pixels per frame. Where the texture
 shows only one direction (stripes), only the shift across it is estimated; `BackgroundPath.across` then names that

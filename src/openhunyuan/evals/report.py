@@ -1,5 +1,4 @@
-"""The record of an alignment evaluation: per-value counts, samples, and their faces as a rich table, Markdown and
-JSON."""
+"""The record of an alignment evaluation: counts per value and samples; as a rich table, as Markdown, as JSON."""
 
 from __future__ import annotations
 

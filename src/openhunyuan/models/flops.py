@@ -28,7 +28,8 @@ def dit_flops(config: DiTConfig, latent: LatentSize, text_tokens: int, batch: in
     embed = scalar * (2 if config.guidance_embed else 1) + config.pooled_dim * size + size * size
     embed += image * config.in_channels * patch * size
     refiner = scalar + config.text_dim * size + size * size + text_tokens * config.text_dim * size
-    refiner += config.num_refiner_blocks * (text_tokens * (4 * size * size + 2 * size * mlp) + 2 * size * size)
+    refiner_block = text_tokens * (4 * size * size + 2 * size * config.refiner_mlp_size) + 2 * size * size
+    refiner += config.num_refiner_blocks * refiner_block
     double = 12 * size * size + joint * (4 * size * size + 2 * size * mlp)
     single = 3 * size * size + joint * (4 * size * size + 2 * size * mlp)
     final = 2 * size * size + image * size * config.out_channels * patch

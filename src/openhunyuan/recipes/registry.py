@@ -17,12 +17,17 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "tiny-text": Recipe("openhunyuan.recipes.tiny_text", "the embedded model's Llama and CLIP, on the world's captions"),
     "tiny-vae": Recipe("openhunyuan.recipes.tiny_vae", "the embedded model's causal VAE, on the world's frames and clips"),
+    "tiny-vae-decoder": Recipe(
+        "openhunyuan.recipes.tiny_vae_decoder",
+        "its decoder, sharpened while the encoder stays",
+        ("tiny-text", "tiny-vae"),
+    ),
     "tiny-image": Recipe(
         "openhunyuan.recipes.tiny_image", "the embedded model's DiT on images", ("tiny-text", "tiny-vae")
     ),
     "tiny-video": Recipe(
         "openhunyuan.recipes.tiny_video",
         "the embedded model's DiT on video, and the complete model folder",
-        ("tiny-text", "tiny-vae", "tiny-image"),
+        ("tiny-text", "tiny-vae", "tiny-vae-decoder", "tiny-image"),
     ),
 }

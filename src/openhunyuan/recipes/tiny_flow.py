@@ -36,14 +36,14 @@ DIT = DiTConfig(
 FLOW = FlowConfig()
 
 SETS = {
-    "image": WorldLatents(count=12_000, num_frames=1, size=64, seed=11),
-    "low": WorldLatents(count=4_000, num_frames=33, size=32, seed=12),
-    "short": WorldLatents(count=1_500, num_frames=17, size=64, seed=13),
-    "video": WorldLatents(count=4_000, num_frames=33, size=64, seed=14),
+    "image": WorldLatents(count=10_000, num_frames=1, size=64, seed=11),
+    "low": WorldLatents(count=3_000, num_frames=33, size=32, seed=12),
+    "short": WorldLatents(count=600, num_frames=17, size=64, seed=13),
+    "video": WorldLatents(count=2_800, num_frames=33, size=64, seed=14),
 }
 HELDOUT = {
     "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
-    "video": WorldLatents(count=64, num_frames=33, size=64, seed=24, split="heldout"),
+    "video": WorldLatents(count=48, num_frames=33, size=64, seed=24, split="heldout"),
 }
 
 
@@ -56,26 +56,26 @@ OPTIMIZER = OptimizerConfig(name="muon", lr=1e-3, muon_lr=0.01, warmup_steps=50,
 IMAGE = TrainConfig(
     name="tiny-image",
     seed=2,
-    stages=(Stage(name="image-64", steps=2500, shapes=(_shape(64, 1),)),),
-    optimizer=OPTIMIZER,
+    stages=(Stage(name="image-64", steps=900, shapes=(_shape(64, 1),)),),
+    optimizer=OPTIMIZER.model_copy(update={"schedule_steps": 1200}),  # ends before its decay does: video goes on from here
     ema_decay=0.995,
-    checkpoint_every=250,
-    sample_every=500,
-    validate_every=250,
-    log_every=25,
+    checkpoint_every=100,
+    sample_every=300,
+    validate_every=300,
+    log_every=20,
 )
 VIDEO = TrainConfig(
     name="tiny-video",
     seed=3,
     stages=(
-        Stage(name="video-32x33", steps=1000, shapes=(_shape(48, 33, 32, share=4), _shape(64, 1))),
-        Stage(name="video-64x33", steps=1800, shapes=(_shape(32, 33, share=6), _shape(48, 17), _shape(64, 1))),
+        Stage(name="video-32x33", steps=300, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
+        Stage(name="video-64x33", steps=1500, shapes=(_shape(24, 33, share=6), _shape(36, 17), _shape(64, 1))),
     ),
     optimizer=OPTIMIZER,
     ema_decay=0.998,
-    checkpoint_every=100,
-    sample_every=400,
-    validate_every=200,
+    checkpoint_every=50,
+    sample_every=300,
+    validate_every=300,
     log_every=10,
 )
 
@@ -107,17 +107,19 @@ def datasets(names: list[str], data_dir: Path, vae_dir: Path, text_dir: Path) ->
     text = TextEncoder.from_folder(text_dir / "text_encoder", text_dir / "text_encoder_2")
     weights = file_sha256(vae_dir / "model.safetensors")
     train = [encode_world(data_dir / name, SETS[name], vae, text, weights) for name in names]
-    held = {name: encode_world(data_dir / f"heldout-{name}", spec, vae, text, weights) for name, spec in HELDOUT.items()}
-    return train, {name: d.batch(range(min(64, len(d)))) for name, d in held.items()}, text
+    wanted = {name: spec for name, spec in HELDOUT.items() if name in names}
+    held = {name: encode_world(data_dir / f"heldout-{name}", spec, vae, text, weights) for name, spec in wanted.items()}
+    return train, {name: d.batch(range(min(48, len(d)))) for name, d in held.items()}, text
 
 
-def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile_core: bool = True) -> Path:
+def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile_core: bool = False) -> Path:
     """Run ``tiny-image``, or ``tiny-video`` from the image run's weights; ``runs_dir`` holds the text and VAE runs.
 
     Writes ``dit`` and, as ``model``, a complete model folder that ``generate --model`` takes into the run's directory.
     """
     config = config or {"tiny-image": IMAGE, "tiny-video": VIDEO}[which]
     run_dir, vae_dir, text_dir = runs_dir / which, runs_dir / "tiny-vae" / "vae", runs_dir / "tiny-text"
+    finished = runs_dir / "tiny-vae-decoder" / "vae"  # same encoder, better decoder: what is exported and rendered with
     names = ["image"] if which == "tiny-image" else ["low", "short", "video", "image"]
     sets, validation, text = datasets(names, runs_dir / "tiny-latents", vae_dir, text_dir)
     torch.manual_seed(config.seed)
@@ -131,7 +133,7 @@ def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile
     def render(model: nn.Module, folder: Path) -> None:
         assert isinstance(model, DiT)
         num_frames = 1 if which == "tiny-image" else 33
-        render_samples(export(model, run_dir / "model", vae_dir, text_dir), folder, num_frames)
+        render_samples(export(model, run_dir / "model", finished if finished.is_dir() else vae_dir, text_dir), folder, num_frames)
 
     task = FlowTask(FLOW, dit, EmptyText(empty.states[0][empty.mask[0]], empty.pooled[0]), validation, render)
     record = {"dit": DIT.model_dump(mode="json"), "flow": FLOW.model_dump(mode="json")}
@@ -140,7 +142,7 @@ def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile
         dit.compile_core(dynamic=False)
     trainer.run()
     save_dit(run_dir / "dit", dit)
-    export(dit, run_dir / "model", vae_dir, text_dir)
+    export(dit, run_dir / "model", finished if finished.is_dir() else vae_dir, text_dir)
     return run_dir
 
 

@@ -7,14 +7,12 @@ Only the training split's scenes are described or rendered for training; held-ou
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from openhunyuan.caption.schema import assemble
-from openhunyuan.tiny.vocabulary import MATERIALS, SHAPES, is_heldout
 from openhunyuan.tiny.world import Scene, render, sample_scene
 from openhunyuan.train.config import Strict
 from openhunyuan.train.tasks.text import LabelledScene, TextData, TextTrainConfig, train_text
@@ -32,9 +30,6 @@ class TinyTextConfig(Strict):
         default=0.3, ge=0, le=1, description="share of other wordings; the rest are assembled captions"
     )
     camera_prob: float = Field(default=0.15, ge=0, le=1, description="share of scenes with a moving camera")
-    family: int = Field(
-        default=2, ge=1, description="scenes in a row of a CLIP batch that differ in shape and material only"
-    )
     photo_prob: float = Field(
         default=0.03, ge=0, le=1, description="share of described scenes in front of a photograph"
     )
@@ -67,15 +62,9 @@ def world_data(config: TinyTextConfig) -> TextData:
         frames = render(scene, num_frames=int(rng.choice(_CLIP_LENGTHS)), height=size, width=size)
         return frames[int(rng.integers(len(frames)))]
 
-    def sample_pairs(rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, list[str]]]:
-        scenes: list[Scene] = []
-        while len(scenes) < count:
-            first = sample_scene(rng, "train", camera_prob=config.camera_prob)
-            scenes += [first, *(_lookalike(first, rng) for _ in range(config.family - 1))]
-        return [
-            (frame_of(scene, rng), [describe(scene, rng), scene.prompts[int(rng.integers(len(scene.prompts)))]])
-            for scene in scenes[:count]
-        ]
+    def sample_pair(rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        scene = sample_scene(rng, "train", camera_prob=config.camera_prob)
+        return frame_of(scene, rng), describe(scene, rng)
 
     def labelled(rng: np.random.Generator, heldout: bool) -> LabelledScene:
         scene = sample_scene(rng, "heldout" if heldout else "train", camera_prob=config.camera_prob)
@@ -87,26 +76,7 @@ def world_data(config: TinyTextConfig) -> TextData:
             visible=VISIBLE,
         )
 
-    return TextData(sample_prompts=sample_prompts, sample_pairs=sample_pairs, labelled=labelled)
-
-
-def _lookalike(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with another shape and another material, where the world and the training split allow them.
-
-    Colours tell most scenes of a batch apart; only among look-alikes does the CLIP have to see shape and material.
-    """
-    shapes = [
-        shape
-        for shape in SHAPES
-        if not (shape == "circle" and scene.motion == "spins") and not is_heldout(shape, scene.color, scene.motion)
-    ]
-    materials = [name for name in MATERIALS if scene.camera == "static" or name != "plain"]
-    return replace(
-        scene,
-        shape=shapes[int(rng.integers(len(shapes)))],
-        material=materials[int(rng.integers(len(materials)))],
-        seed=int(rng.integers(2**31)),
-    )
+    return TextData(sample_prompts=sample_prompts, sample_pair=sample_pair, labelled=labelled)
 
 
 def train(runs_dir: Path, config: TinyTextConfig = _DEFAULT) -> Path:

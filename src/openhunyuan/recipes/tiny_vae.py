@@ -1,7 +1,7 @@
-"""Recipe ``tiny-vae``: the embedded model's causal VAE, from the synthetic world alone.
+"""Recipes ``tiny-vae`` and ``tiny-vae-decoder``: the embedded model's causal VAE, from the synthetic world alone.
 
-Images first, then clips, then full-length clips with the perceptual and adversarial terms (report §4.1), started from a
-linear pyramid fitted to the world (``train.vae_init``).
+Started from a linear pyramid fitted to the world (``train.vae_init``); images first, then clips (report §4.1). The
+decoder is finished on full-length clips by ``tiny-vae-decoder`` while the encoder, and so every encoded latent, stays.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openhunyuan.models.load import save_vae
+from openhunyuan.models.load import load_vae, save_vae
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
 from openhunyuan.recipes.world_source import WorldClips, heldout_clips, to_video
 from openhunyuan.tiny import world
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.loop import Trainer
+from openhunyuan.train.perceptual import ClipFeatures
 from openhunyuan.train.tasks.autoencode import AutoencodeConfig, AutoencodeTask
 from openhunyuan.train.vae_init import fit_linear_pyramid
 
@@ -38,9 +39,8 @@ TRAIN = TrainConfig(
         Stage(name="image-64", steps=400, shapes=(IMAGES,), camera_prob=0.2),
         Stage(name="video-64x9-fast", steps=300, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2),
         Stage(name="video-64x9", steps=400, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 1, 2)),
-        Stage(name="video-64x33", steps=200, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
     ),
-    optimizer=OptimizerConfig(lr=2e-4, warmup_steps=20, schedule="cosine", final_lr_ratio=0.02, grad_clip=1.0),
+    optimizer=OptimizerConfig(lr=2e-4, warmup_steps=20, schedule="cosine", schedule_steps=1300, final_lr_ratio=0.02, grad_clip=1.0),
     ema_decay=0.995,
     checkpoint_every=100,
     sample_every=250,
@@ -48,6 +48,22 @@ TRAIN = TrainConfig(
     log_every=10,
 )
 LOSS = AutoencodeConfig(perceptual_weight=0, adversarial_weight=0)
+
+DECODER = TrainConfig(
+    name="tiny-vae-decoder",
+    seed=4,
+    stages=(
+        Stage(name="video-64x17", steps=300, shapes=(_clips(1, 17), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 2)),
+        Stage(name="video-64x33", steps=150, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
+    ),
+    optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10, schedule="cosine", final_lr_ratio=0.02, grad_clip=1.0),
+    ema_decay=0.99,
+    checkpoint_every=50,
+    sample_every=150,
+    validate_every=75,
+    log_every=10,
+)
+DECODER_LOSS = AutoencodeConfig(decoder_only=True, adversarial_start=100)
 
 
 def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 17, size: int = 64) -> CausalVAE:
@@ -62,11 +78,25 @@ def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 
 
 def train(runs_dir: Path, config: TrainConfig = TRAIN, loss: AutoencodeConfig = LOSS) -> Path:
     """Train the VAE in ``runs_dir/tiny-vae`` (resumes) and write its weights to ``vae`` there."""
-    run_dir = runs_dir / "tiny-vae"
-    vae = fitted_vae(VAE, config.seed)
+    return _train(fitted_vae(VAE, config.seed), None, runs_dir / "tiny-vae", config, loss)
+
+
+def train_decoder(runs_dir: Path, config: TrainConfig = DECODER, loss: AutoencodeConfig = DECODER_LOSS) -> Path:
+    """Finish the decoder on longer clips with the perceptual and adversarial terms; the encoder stays bit for bit.
+
+    The perceptual network is the vision tower of the recipe ``tiny-text``: trained on the same world, since no
+    published LPIPS weights are assumed to be at hand.
+    """
+    vae = load_vae(runs_dir / "tiny-vae" / "vae").requires_grad_(True).train()
+    return _train(vae, ClipFeatures(runs_dir / "tiny-text" / "clip"), runs_dir / "tiny-vae-decoder", config, loss)
+
+
+def _train(vae: CausalVAE, features: ClipFeatures | None, run_dir: Path, config: TrainConfig, loss: AutoencodeConfig) -> Path:
     validation = {"image": heldout_clips(32, 1, 64), "video": heldout_clips(8, 33, 64)}
-    task = AutoencodeTask(loss, vae, None, validation)
-    record = {"vae": VAE.to_dict(), "loss": loss.model_dump(mode="json")}
+    task = AutoencodeTask(loss, vae, features, validation)
+    perceptual = "clip:tiny-text" if features else None
+    record = {"vae": VAE.to_dict(), "loss": loss.model_dump(mode="json"), "perceptual_network": perceptual}
+    torch.manual_seed(config.seed)
     Trainer(config, task, WorldClips(config.seed), run_dir, record).run()
     save_vae(run_dir / "vae", vae)
     return run_dir

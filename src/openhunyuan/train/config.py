@@ -25,6 +25,7 @@ class OptimizerConfig(Strict):
     grad_clip: float = Field(1.0, gt=0, description="gradients are scaled to at most this global L2 norm")
     warmup_steps: int = Field(100, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="decay of the learning rate after warm-up")
+    schedule_steps: int = Field(0, ge=0, description="length of the decay; 0 = the run's. A run may end before its decay does")
     final_lr_ratio: float = Field(0.02, ge=0, le=1, description="learning rate at the last step ÷ peak learning rate")
 
 

@@ -236,6 +236,7 @@ class Trainer:
     def run(self) -> nn.Module:
         """Train to the end, resuming where the directory stands; returns the model with its averaged weights."""
         config = self.config
+        torch.set_flush_denormal(True)  # vanishing moments and averages make CPU arithmetic several times slower
         self.resume()
         log = MetricLog(self.run_dir)
         log.rewind(self.step)

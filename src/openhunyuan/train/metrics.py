@@ -25,9 +25,9 @@ class MetricLog:
             self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def rewind(self, step: int) -> None:
-        """Drop records from ``step`` on: a resumed run repeats the steps since its last checkpoint."""
+        """Drop records beyond ``step``: a resumed run repeats the steps since its last checkpoint."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] < step]
+            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
             self.path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, **values: float | str) -> None:

@@ -18,7 +18,8 @@ def lr_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    length = config.schedule_steps or total_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, length - config.warmup_steps))
     shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.final_lr_ratio + (1 - config.final_lr_ratio) * shape
 

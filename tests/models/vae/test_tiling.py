@@ -123,6 +123,6 @@ def test_tiles_that_differ_are_cross_faded() -> None:
         ({"tile_frame_stride": 0}, "tile_frame_stride is 0"),
     ],
 )
-def test_impossible_tiles_are_refused(options: dict[str, int], message: str) -> None:
+def test_impossible_tiles_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TilingConfig(**options)

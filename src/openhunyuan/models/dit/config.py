@@ -32,8 +32,13 @@ class DiTConfig(BaseModel):
 
     @property
     def mlp_size(self) -> int:
-        """Hidden channels of every feed-forward layer."""
+        """Hidden channels of the feed-forward layers in double and single blocks."""
         return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def refiner_mlp_size(self) -> int:
+        """Hidden channels of the token refiner's feed-forward layers; `mlp_ratio` does not reach them."""
+        return 4 * self.hidden_size
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -39,7 +39,8 @@ class ScalarEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(SINUSOID_DIM, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(sinusoid(x).to(self.mlp[0].weight.dtype))
+        dtype: torch.dtype = self.mlp[0].weight.dtype  # pyright: ignore[reportAssignmentType]
+        return self.mlp(sinusoid(x).to(dtype))
 
 
 class PooledEmbedder(nn.Module):
@@ -119,7 +120,7 @@ class RefinerBlock(nn.Module):
         self.self_attn_qkv = nn.Linear(size, 3 * size)
         self.self_attn_proj = nn.Linear(size, size)
         self.norm2 = nn.LayerNorm(size, eps=EPS)
-        self.mlp = MLP(size, config.mlp_size, silu=True)
+        self.mlp = MLP(size, config.refiner_mlp_size, silu=True)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(size, 2 * size))
 
     def forward(self, x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor:

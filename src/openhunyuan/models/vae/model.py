@@ -408,7 +408,7 @@ class CausalConv3d(nn.Module):
             stop = min(start + step, length)
             first = start * stride - past
             frames = x[:, :, max(first, 0) : (stop - 1) * stride + 1]
-            chunk = self.conv(F.pad(frames, (side, side, side, side, max(-first, 0), 0), mode="replicate"))
+            chunk: Tensor = self.conv(F.pad(frames, (side, side, side, side, max(-first, 0), 0), mode="replicate"))
             if out is None:
                 out = chunk.new_empty(*chunk.shape[:2], length, *chunk.shape[3:])
             out[:, :, start:stop] = chunk

@@ -6,6 +6,7 @@ tiled result differs slightly from an untiled one; with the official sizes it eq
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.models.vae.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAEConfig
+
+
+Coder = Callable[[Tensor], Tensor]
 
 
 class TileCoder(Protocol):
@@ -142,7 +146,7 @@ def tiled_decode(vae: TileCoder, latents: Tensor, tiling: TilingConfig) -> Tenso
     return _code(vae.decode_video, latents, grid, tiling, out)
 
 
-def _code(coder, x: Tensor, grid: _Grid, tiling: TilingConfig, out: tuple[int, int, int]) -> Tensor:
+def _code(coder: Coder, x: Tensor, grid: _Grid, tiling: TilingConfig, out: tuple[int, int, int]) -> Tensor:
     """Time first, then space inside each temporal tile; `out` is the exact (frames, height, width) to give."""
     if not (tiling.temporal and x.shape[2] > grid.frames):
         return _code_spatial(coder, x, grid, tiling, out[1:])
@@ -169,7 +173,7 @@ def _code(coder, x: Tensor, grid: _Grid, tiling: TilingConfig, out: tuple[int, i
     return result
 
 
-def _code_spatial(coder, x: Tensor, grid: _Grid, tiling: TilingConfig, out: tuple[int, int]) -> Tensor:
+def _code_spatial(coder: Coder, x: Tensor, grid: _Grid, tiling: TilingConfig, out: tuple[int, int]) -> Tensor:
     """One temporal tile. Only the strips that a later tile blends with are kept beside the result."""
     height, width = x.shape[3:]
     if not (tiling.spatial and (height > grid.size or width > grid.size)):

@@ -30,6 +30,7 @@ class AutoencodeConfig(Strict):
     adversarial_weight: float = Field(0.05, ge=0)
     adversarial_start: int = Field(0, ge=0)
     kl_weight: float = Field(1e-6, ge=0)
+    decoder_only: bool = Field(False, description="keep the encoder, and so every latent made with it, as it is")
     discriminator_width: int = Field(24, gt=0)
     discriminator: OptimizerConfig = OptimizerConfig(lr=4e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant")
 
@@ -79,6 +80,9 @@ class AutoencodeTask:
     def __init__(self, config: AutoencodeConfig, vae: nn.Module, features: Features | None, validation: Mapping[str, Tensor]):
         self.config, self.vae, self.features = config, vae, features
         self.validation = validation
+        if config.decoder_only:
+            for part in (vae.encoder, vae.quant_conv):
+                part.requires_grad_(False)
         self.discriminator = PatchDiscriminator(config.discriminator_width) if config.adversarial_weight else None
         self.phases = ("model", "discriminator") if self.discriminator else ("model",)
         self._fake: Tensor | None = None
@@ -99,7 +103,8 @@ class AutoencodeTask:
             loss = hinge_discriminator_loss(self.discriminator(video), self.discriminator(self._fake))
             return loss, {"loss": loss.detach()}
         config = self.config
-        posterior = self.vae.encode(video)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not config.decoder_only):
+            posterior = self.vae.encode(video)
         decoded = self.vae.decode(posterior.sample(context.generator))
         l1 = (decoded - video).abs().mean()
         kl = posterior.kl().mean() / video[0].numel()  # both terms per pixel value, as in a sum over the clip

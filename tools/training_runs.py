@@ -1,0 +1,258 @@
+"""What training left on disk: the runs' records and metrics, their wall time, the encoded latents, learning curves."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.recipes.registry import RECIPES
+
+CURVE_ROWS = 150
+"""Training records kept of each curve, each the mean of its stretch; validation records are all kept."""
+NOT_CURVES = ("step", "time", "seconds_per_step", "data_wait", "lr_factor")
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Steps and seconds that one stage of a run took."""
+
+    name: str
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One directory of the training loop: its record (run.json) and its metrics (records in order)."""
+
+    recipe: str
+    folder: Path
+    record: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return str(self.record["train"]["name"])
+
+    @property
+    def steps(self) -> int:
+        """Steps made."""
+        return max(int(m["step"]) for m in self.metrics)
+
+    @property
+    def planned(self) -> int:
+        """Steps of the configuration."""
+        return sum(int(s["steps"]) for s in self.record["train"]["stages"])
+
+    @property
+    def training(self) -> list[dict[str, Any]]:
+        """The records of training steps (without validation)."""
+        return [m for m in self.metrics if "seconds_per_step" in m]
+
+    def clock(self) -> tuple[list[float], int]:
+        """Seconds of work at each training record, and how often the run had been stopped.
+
+        The difference of two timestamps counts, validation and samples included. Where it is far above what the
+        record says its steps took, the run was stopped in between; there the steps' own time counts.
+        """
+        total, stops, previous = 0.0, 0, None
+        clock: list[float] = []
+        for record in self.training:
+            steps = int(record["step"]) - (int(previous["step"]) if previous else 0)
+            own = float(record["seconds_per_step"]) * steps
+            elapsed = float(record["time"]) - float(previous["time"]) if previous else own
+            stopped = elapsed > 1.5 * own + 10
+            stops += stopped
+            total += own if stopped else elapsed
+            clock.append(total)
+            previous = record
+        return clock, stops
+
+    def stage_times(self) -> list[StageTime]:
+        """Every stage in order; the last includes the closing validation."""
+        clock, _ = self.clock()
+        stages: dict[str, tuple[int, float]] = {}
+        step, seconds = 0, 0.0
+        for record, now in zip(self.training, clock, strict=True):
+            name = str(record.get("stage", "all"))
+            done, spent = stages.get(name, (0, 0.0))
+            stages[name] = (done + int(record["step"]) - step, spent + now - seconds)
+            step, seconds = int(record["step"]), now
+        closing = max(0.0, float(self.metrics[-1]["time"]) - float(self.training[-1]["time"]))
+        times = [StageTime(name, steps, spent) for name, (steps, spent) in stages.items()]
+        return [*times[:-1], replace(times[-1], seconds=times[-1].seconds + closing)]
+
+
+def read_runs(runs_dir: Path, unfinished: bool = False) -> list[Run]:
+    """The runs of every recipe, in the order of ``make reproduce-embedded``."""
+    runs: list[Run] = []
+    for recipe in RECIPES:
+        folder = runs_dir / recipe
+        logs = [folder / "metrics.jsonl"] if (folder / "metrics.jsonl").is_file() else folder.glob("*/metrics.jsonl")
+        found = [_read_run(recipe, log.parent) for log in logs]
+        if not found:
+            raise UserError(f"{folder} holds no metrics.jsonl; run `openhunyuan train {recipe}` first.")
+        runs += sorted(found, key=lambda run: float(run.metrics[0]["time"]))
+    for run in runs:
+        if run.steps < run.planned and not unfinished:
+            raise UserError(
+                f"{run.folder} has made {run.steps} of {run.planned} steps; finish it, or give --unfinished to write"
+                " the page with the run marked."
+            )
+    return runs
+
+
+def _read_run(recipe: str, folder: Path) -> Run:
+    path = folder / "metrics.jsonl"
+    try:
+        metrics = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        record = json.loads((folder / "run.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} lacks metrics.jsonl or run.json, or they are damaged ({error}).") from error
+    run = Run(recipe, folder, record, metrics)
+    if not run.training:
+        raise UserError(f"{path} has no record of a training step yet.")
+    return run
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """One encoded set of world latents: what it is, and how long encoding took (None: not to be told)."""
+
+    name: str
+    spec: dict[str, Any]
+    samples: int
+    seconds: float | None
+
+
+def read_latents(folder: Path) -> list[LatentSet]:
+    """The encoded sets; the time of each from its shards' file times.
+
+    Two shards in a row give the seconds a sample; the median over the pairs does not see stops. A set of one shard
+    takes the rate of a set of the same clip size.
+    """
+    rates: dict[tuple[int, int], float] = {}
+    found: list[tuple[str, dict[str, Any], int]] = []
+    for path in sorted(folder.glob("*/index.json")):
+        index = json.loads(path.read_text())
+        spec = index["provenance"].get("world")
+        if spec is None:
+            continue
+        shards = [(int(s["samples"]), (path.parent / s["file"]).stat().st_mtime) for s in index["shards"]]
+        spans = [(after[1] - before[1]) / after[0] for before, after in itertools.pairwise(shards)]
+        if spans and statistics.median(spans) > 0:
+            rates[spec["num_frames"], spec["size"]] = statistics.median(spans)
+        found.append((path.parent.name, spec, sum(n for n, _ in shards)))
+    if not found:
+        raise UserError(f"{folder} holds no encoded latents; give the folder with --latents.")
+    return [
+        LatentSet(name, spec, count, count * rate if (rate := rates.get((spec["num_frames"], spec["size"]))) else None)
+        for name, spec, count in found
+    ]
+
+
+def thin(run: Run, rows: int = CURVE_ROWS) -> list[dict[str, Any]]:
+    """The curve that is kept: at most ``rows`` means of training records, and every validation record, by step."""
+    training, (clock, _) = run.training, run.clock()
+    stretch = max(1, -(-len(training) // rows))
+    kept: list[dict[str, Any]] = []
+    start = 0
+    while start < len(training):
+        end = start + 1
+        while (
+            end < len(training) and end - start < stretch and training[end].get("stage") == training[start].get("stage")
+        ):
+            end += 1
+        part = training[start:end]
+        means = {
+            key: statistics.fmean(float(m[key]) for m in part if key in m)
+            for key in dict.fromkeys(k for m in part for k in m)
+            if key not in ("step", "time", "data_wait") and not isinstance(part[-1].get(key, 0), str)
+        }
+        last = part[-1]
+        kept.append({"step": last["step"], "minutes": clock[end - 1] / 60, "stage": last.get("stage", ""), **means})
+        start = end
+    for record in run.metrics:
+        values = {k: v for k, v in record.items() if k.startswith("val/")}
+        if values:
+            minutes = float(np.interp(record["step"], [m["step"] for m in training], clock)) / 60
+            kept.append({"step": record["step"], "minutes": minutes, **values})
+    return sorted(kept, key=lambda row: (row["step"], "stage" not in row))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV with five significant digits; a row has only the columns that it measured."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def panels(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Panel title -> the columns drawn in it: each training metric with the validation metrics that share its name."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    training = [k for k in keys if k not in (*NOT_CURVES, "stage", "minutes") and not k.startswith("val/")]
+    result: dict[str, list[str]] = {key: [key] for key in sorted(training, key=lambda k: k != "loss")}
+    for key in keys:
+        if not key.startswith("val/"):
+            continue
+        words = key.removeprefix("val/").split("_")
+        home = next((t for t in training if t in words), "validation")
+        if words[-1].startswith("t") and words[-1][1:].replace(".", "").isdigit():
+            home = "validation, by noise level"
+        result.setdefault(home, []).append(key)
+    return result
+
+
+def draw_curves(path: Path, title: str, rows: list[dict[str, Any]]) -> None:
+    """One PNG of a run: a panel for each metric, dotted lines where a stage begins."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    drawn = panels(rows)
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.7 * lines), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    starts: dict[str, int] = {}
+    step = 0
+    for row in rows:
+        if row.get("stage") and row["stage"] not in starts:
+            starts[row["stage"]] = step
+        step = int(row["step"])
+    for place, (name, keys) in enumerate(drawn.items(), start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        values: list[float] = []
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
+            values += y
+            style = {"marker": ".", "linewidth": 1.2} if key.startswith("val/") else {"linewidth": 0.9, "color": "0.55"}
+            label = f"held out: {key[4:]}" if key.startswith("val/") else "training"
+            axes.plot(x, y, label=label, **style)
+        for start in [s for s in starts.values() if s]:
+            axes.axvline(start, color="0.7", linestyle=":", linewidth=0.8)
+        if values and min(values) > 0 and max(values) > 6 * min(values):
+            axes.set_yscale("log")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=7)
+        axes.tick_params(labelsize=7, which="both")
+        axes.grid(alpha=0.25, linewidth=0.5)
+        if len(keys) > 1 or keys[0].startswith("val/"):
+            axes.legend(fontsize=6)
+    figure.savefig(path, dpi=85)
