@@ -68,6 +68,7 @@ bench: $(VENV)/.dev
 reproduce-embedded: $(VENV)/.dev
 	$(BIN)/openhunyuan train tiny-text
 	$(BIN)/openhunyuan train tiny-vae
+	$(BIN)/openhunyuan train tiny-vae-decoder
 	$(BIN)/openhunyuan train tiny-image
 	$(BIN)/openhunyuan train tiny-video
 	@echo "The model is in runs/tiny-video/model; try: $(BIN)/openhunyuan generate --model runs/tiny-video/model --prompt \"$(PROMPT)\""

@@ -268,8 +268,8 @@ def time_tables(runs: Sequence[Run], latents: Sequence[LatentSet]) -> list[str]:
     rows.append(("**all**", "**`make reproduce-embedded`**", "", f"**{duration(total)}**", ""))
     return [
         *table(("recipe", "part", "steps or samples", "wall time", "each"), rows, left=2),
-        "From the timestamps in `metrics.jsonl`, with validation and the samples rendered during the run. Where a run",
-        f"was stopped and resumed ({stops} times here), the pause does not count. Encoding is timed by its files.",
+        "From the timestamps in `metrics.jsonl`, with validation and the samples rendered during the run. Pauses of",
+        f"runs that were stopped and resumed ({stops} here) do not count. Encoding is timed by the dates of its files.",
         "Starting up, training tokenizers and fitting the VAE's start are not in the sum.",
         "",
     ]

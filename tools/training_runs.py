@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +77,31 @@ class Run:
             previous = record
         return clock, stops
 
+    def stage_of(self, step: int) -> str:
+        """The stage that made a step (1-based), by the configuration: a record's own label may be an older name."""
+        for stage in self.record["train"]["stages"]:
+            if step <= int(stage["steps"]):
+                return str(stage["name"])
+            step -= int(stage["steps"])
+        return str(self.record["train"]["stages"][-1]["name"])
+
     def stage_times(self) -> list[StageTime]:
-        """Every stage in order; the last includes the closing validation."""
+        """Every stage that was begun, in order; the last includes the closing validation."""
         clock, _ = self.clock()
-        stages: dict[str, tuple[int, float]] = {}
+        last = self.training[-1]
+        unlogged = float(last["seconds_per_step"]) * (self.steps - int(last["step"]))
+        closing = max(0.0, float(self.metrics[-1]["time"]) - float(last["time"]))
+        ends = [(int(record["step"]), now) for record, now in zip(self.training, clock, strict=True)]
+        # a long silence at the end is a pause before a resume that only validated
+        ends.append((self.steps, clock[-1] + (closing if closing <= 1.5 * unlogged + 300 else unlogged)))
+        stages: dict[str, StageTime] = {}
         step, seconds = 0, 0.0
-        for record, now in zip(self.training, clock, strict=True):
-            name = str(record.get("stage", "all"))
-            done, spent = stages.get(name, (0, 0.0))
-            stages[name] = (done + int(record["step"]) - step, spent + now - seconds)
-            step, seconds = int(record["step"]), now
-        closing = max(0.0, float(self.metrics[-1]["time"]) - float(self.training[-1]["time"]))
-        times = [StageTime(name, steps, spent) for name, (steps, spent) in stages.items()]
-        return [*times[:-1], replace(times[-1], seconds=times[-1].seconds + closing)]
+        for end, now in ends:
+            name = self.stage_of(end)
+            held = stages.get(name, StageTime(name, 0, 0.0))
+            stages[name] = StageTime(name, held.steps + end - step, held.seconds + now - seconds)
+            step, seconds = end, now
+        return list(stages.values())
 
 
 def read_runs(runs_dir: Path, unfinished: bool = False) -> list[Run]:
@@ -168,9 +180,8 @@ def thin(run: Run, rows: int = CURVE_ROWS) -> list[dict[str, Any]]:
     start = 0
     while start < len(training):
         end = start + 1
-        while (
-            end < len(training) and end - start < stretch and training[end].get("stage") == training[start].get("stage")
-        ):
+        stage = run.stage_of(int(training[start]["step"]))
+        while end < len(training) and end - start < stretch and run.stage_of(int(training[end]["step"])) == stage:
             end += 1
         part = training[start:end]
         means = {
@@ -179,7 +190,7 @@ def thin(run: Run, rows: int = CURVE_ROWS) -> list[dict[str, Any]]:
             if key not in ("step", "time", "data_wait") and not isinstance(part[-1].get(key, 0), str)
         }
         last = part[-1]
-        kept.append({"step": last["step"], "minutes": clock[end - 1] / 60, "stage": last.get("stage", ""), **means})
+        kept.append({"step": last["step"], "minutes": clock[end - 1] / 60, "stage": stage, **means})
         start = end
     for record in run.metrics:
         values = {k: v for k, v in record.items() if k.startswith("val/")}

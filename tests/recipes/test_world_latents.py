@@ -76,5 +76,8 @@ def test_batches_come_from_the_set_of_the_asked_shape(encoded):
     batch = source.batch(0, stage, SHAPE)
     assert batch["latents"].shape[0] == 3 and batch["latents"].shape[2:] == (2, 4, 4)
     assert torch.equal(batch["latents"], source.batch(0, stage, SHAPE)["latents"])
-    prompts = [tuple(b["latents"].flatten(1)[:, 0].tolist()) for b in (source.batch(0, stage, SHAPE), source.batch(1, stage, SHAPE))]
+    prompts = [
+        tuple(b["latents"].flatten(1)[:, 0].tolist())
+        for b in (source.batch(0, stage, SHAPE), source.batch(1, stage, SHAPE))
+    ]
     assert set(prompts[0]).isdisjoint(prompts[1])  # an epoch shows every sample once

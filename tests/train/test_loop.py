@@ -48,7 +48,13 @@ class Regression:
 
 
 def config(steps=40, **changes):
-    fields = {"checkpoint_every": 10, "sample_every": 20, "validate_every": 20, "log_every": 10, "ema_decay": 0.9} | changes
+    fields = {
+        "checkpoint_every": 10,
+        "sample_every": 20,
+        "validate_every": 20,
+        "log_every": 10,
+        "ema_decay": 0.9,
+    } | changes
     optimizer = OptimizerConfig(lr=0.1, warmup_steps=2)
     return TrainConfig(name="t", stages=(Stage(name="s", steps=steps, shapes=(SHAPE,)),), optimizer=optimizer, **fields)
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ def test_learning_rate_warms_up_then_decays_to_its_floor():
     factors = [lr_factor(config, i, 110) for i in range(111)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == pytest.approx(1.0)
     assert factors[60] == pytest.approx(0.55) and factors[110] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(factors[9:], factors[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[9:]))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 32), (2, 32, 8), (1, 16, 16)])

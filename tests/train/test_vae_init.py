@@ -14,14 +14,19 @@ def clips(split: str, count: int, num_frames: int, size: int = 32) -> torch.Tens
     rng = np.random.default_rng(0)
     scenes = [world.sample_scene(rng, split) for _ in range(count)]
     return torch.stack(
-        [torch.from_numpy(world.render(s, num_frames, size, size)).permute(3, 0, 1, 2).float() / 127.5 - 1 for s in scenes]
+        [
+            torch.from_numpy(world.render(s, num_frames, size, size)).permute(3, 0, 1, 2).float() / 127.5 - 1
+            for s in scenes
+        ]
     )
 
 
 @pytest.fixture(scope="module")
 def vae() -> CausalVAE:
     torch.manual_seed(0)
-    vae = CausalVAE(VAEConfig(block_out_channels=(12, 24, 40, 56), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0))
+    vae = CausalVAE(
+        VAEConfig(block_out_channels=(12, 24, 40, 56), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0)
+    )
     fit_linear_pyramid(vae, clips("train", 24, 9), seed=0)
     return vae
 
@@ -61,4 +66,6 @@ def test_latents_have_unit_scale_and_gradients_reach_every_weight(vae):
 
 def test_widths_without_room_are_refused():
     with pytest.raises(UserError, match="widen"):
-        fit_linear_pyramid(CausalVAE(VAEConfig(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)), clips("train", 1, 5))
+        fit_linear_pyramid(
+            CausalVAE(VAEConfig(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)), clips("train", 1, 5)
+        )

@@ -69,7 +69,7 @@ def match_background(frames: NDArray[np.uint8], seen: Segmentation, moving: bool
     if not spreads:
         return BackgroundMatch(None, None, 0.0, {})
     spread = float(np.median(spreads))
-    explained = {k: float(np.mean([s[k] for s in shares])) for k in shares[0]}
+    explained = {k: float(np.median([s[k] for s in shares])) for k in shares[0]}
     typical = np.median(pixels[seen.background], axis=0) if spread < TEXTURE_SPREAD else pixels[seen.background].mean(0)
     return BackgroundMatch(name_background_colour(typical), _material(spread, explained), spread, explained)
 
@@ -153,6 +153,8 @@ def _material(spread: float, explained: dict[str, float]) -> str | None:
         return None
     if explained["striped"] >= max(EXPLAINED, explained["checkered"] - 0.1):
         return "striped"  # a free magnification lets the two waves of a checkerboard imitate most of one stripe wave
+    if explained["checkered"] >= max(EXPLAINED, explained["dotted"]):
+        return "checkered"  # likewise the diagonal waves of a lattice of dots, magnified, are nearly a checkerboard's
     order = sorted(explained, key=lambda m: -explained[m])
     best, second = order[0], order[1]
     if explained[best] >= EXPLAINED and explained[best] - explained[second] > 0.12:

@@ -64,7 +64,7 @@ def name_camera(evidence: CameraEvidence) -> str | None:
     travel = float(along[-1])
     if abs(travel) > SWEEP and aside < 0.5 * abs(travel) and _steady(np.sign(travel) * along):
         return _sweep(float(subject[axis]) / travel, float(np.abs(subject[1 - axis])), axis, travel)
-    return "handheld" if _shakes(path, width) and float(np.abs(subject).max()) < 0.12 else None
+    return "handheld" if _shakes(path, width) and float(np.abs(subject).max()) < 0.2 else None
 
 
 def _sweeping(path: BackgroundPath, subject: Array, width: int) -> tuple[int, Array, float]:

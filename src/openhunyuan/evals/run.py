@@ -174,9 +174,9 @@ def camera_scenes_for(split: str, count: int, seed: int) -> list[Scene]:
 
 def model_fingerprint(model: str) -> str:
     """SHA-256 over the names and bytes of a model folder's files. Raises UserError for an unknown model."""
-    from openhunyuan.models.zoo import find_model
+    from openhunyuan.models.zoo import model_folder
 
-    folder = find_model(model)
+    folder = model_folder(model)
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         digest.update(str(path.relative_to(folder)).encode())

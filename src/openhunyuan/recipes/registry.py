@@ -15,8 +15,12 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "tiny-text": Recipe("openhunyuan.recipes.tiny_text", "the embedded model's Llama and CLIP, on the world's captions"),
-    "tiny-vae": Recipe("openhunyuan.recipes.tiny_vae", "the embedded model's causal VAE, on the world's frames and clips"),
+    "tiny-text": Recipe(
+        "openhunyuan.recipes.tiny_text", "the embedded model's Llama and CLIP, on the world's captions"
+    ),
+    "tiny-vae": Recipe(
+        "openhunyuan.recipes.tiny_vae", "the embedded model's causal VAE, on the world's frames and clips"
+    ),
     "tiny-vae-decoder": Recipe(
         "openhunyuan.recipes.tiny_vae_decoder",
         "its decoder, sharpened while the encoder stays",

@@ -57,7 +57,9 @@ IMAGE = TrainConfig(
     name="tiny-image",
     seed=2,
     stages=(Stage(name="image-64", steps=900, shapes=(_shape(64, 1),)),),
-    optimizer=OPTIMIZER.model_copy(update={"schedule_steps": 1200}),  # ends before its decay does: video goes on from here
+    optimizer=OPTIMIZER.model_copy(
+        update={"schedule_steps": 1200}
+    ),  # ends before its decay does: video goes on from here
     ema_decay=0.995,
     checkpoint_every=100,
     sample_every=300,
@@ -101,7 +103,9 @@ DEFAULTS = {
 }
 
 
-def datasets(names: list[str], data_dir: Path, vae_dir: Path, text_dir: Path) -> tuple[list[ShardDataset], dict, TextEncoder]:
+def datasets(
+    names: list[str], data_dir: Path, vae_dir: Path, text_dir: Path
+) -> tuple[list[ShardDataset], dict, TextEncoder]:
     """Encoded training sets and validation batches, made if they are not there yet."""
     vae = load_vae(vae_dir)
     text = TextEncoder.from_folder(text_dir / "text_encoder", text_dir / "text_encoder_2")
@@ -133,7 +137,9 @@ def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile
     def render(model: nn.Module, folder: Path) -> None:
         assert isinstance(model, DiT)
         num_frames = 1 if which == "tiny-image" else 33
-        render_samples(export(model, run_dir / "model", finished if finished.is_dir() else vae_dir, text_dir), folder, num_frames)
+        render_samples(
+            export(model, run_dir / "model", finished if finished.is_dir() else vae_dir, text_dir), folder, num_frames
+        )
 
     task = FlowTask(FLOW, dit, EmptyText(empty.states[0][empty.mask[0]], empty.pooled[0]), validation, render)
     record = {"dit": DIT.model_dump(mode="json"), "flow": FLOW.model_dump(mode="json")}

@@ -17,6 +17,7 @@ from openhunyuan.models.vae.model import CausalVAE
 from openhunyuan.recipes.world_source import WorldClips, heldout_clips, to_video
 from openhunyuan.tiny import world
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.latent_scale import channel_statistics, fold_normalisation
 from openhunyuan.train.loop import Trainer
 from openhunyuan.train.perceptual import ClipFeatures
 from openhunyuan.train.tasks.autoencode import AutoencodeConfig, AutoencodeTask
@@ -38,9 +39,13 @@ TRAIN = TrainConfig(
     stages=(
         Stage(name="image-64", steps=400, shapes=(IMAGES,), camera_prob=0.2),
         Stage(name="video-64x9-fast", steps=300, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2),
-        Stage(name="video-64x9", steps=400, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 1, 2)),
+        Stage(
+            name="video-64x9", steps=400, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 1, 2)
+        ),
     ),
-    optimizer=OptimizerConfig(lr=2e-4, warmup_steps=20, schedule="cosine", schedule_steps=1300, final_lr_ratio=0.02, grad_clip=1.0),
+    optimizer=OptimizerConfig(
+        lr=2e-4, warmup_steps=20, schedule="cosine", schedule_steps=1300, final_lr_ratio=0.02, grad_clip=1.0
+    ),
     ema_decay=0.995,
     checkpoint_every=100,
     sample_every=250,
@@ -53,7 +58,9 @@ DECODER = TrainConfig(
     name="tiny-vae-decoder",
     seed=4,
     stages=(
-        Stage(name="video-64x17", steps=300, shapes=(_clips(1, 17), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 2)),
+        Stage(
+            name="video-64x17", steps=300, shapes=(_clips(1, 17), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 2)
+        ),
         Stage(name="video-64x33", steps=150, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
     ),
     optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10, schedule="cosine", final_lr_ratio=0.02, grad_clip=1.0),
@@ -63,6 +70,7 @@ DECODER = TrainConfig(
     validate_every=75,
     log_every=10,
 )
+STATISTICS_KEY = 5  # of the random stream that draws the scenes for the latents' statistics
 DECODER_LOSS = AutoencodeConfig(decoder_only=True, adversarial_start=100)
 
 
@@ -77,8 +85,15 @@ def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 
 
 
 def train(runs_dir: Path, config: TrainConfig = TRAIN, loss: AutoencodeConfig = LOSS) -> Path:
-    """Train the VAE in ``runs_dir/tiny-vae`` (resumes) and write its weights to ``vae`` there."""
-    return _train(fitted_vae(VAE, config.seed), None, runs_dir / "tiny-vae", config, loss)
+    """Train the VAE in ``runs_dir/tiny-vae`` (resumes) and write its weights, latents normalised, to ``vae`` there."""
+    vae = fitted_vae(VAE, config.seed)
+    run_dir = _train(vae, None, runs_dir / "tiny-vae", config, loss)
+    rng = np.random.default_rng((config.seed, STATISTICS_KEY))
+    scenes = [world.sample_scene(rng, "train", camera_prob=0.15) for _ in range(200)]
+    clips = [to_video(world.render(s, 33 if i % 4 == 0 else 1, 64, 64))[None] for i, s in enumerate(scenes)]
+    fold_normalisation(vae, *channel_statistics(vae, clips))
+    save_vae(run_dir / "vae", vae)
+    return run_dir
 
 
 def train_decoder(runs_dir: Path, config: TrainConfig = DECODER, loss: AutoencodeConfig = DECODER_LOSS) -> Path:
@@ -91,7 +106,9 @@ def train_decoder(runs_dir: Path, config: TrainConfig = DECODER, loss: Autoencod
     return _train(vae, ClipFeatures(runs_dir / "tiny-text" / "clip"), runs_dir / "tiny-vae-decoder", config, loss)
 
 
-def _train(vae: CausalVAE, features: ClipFeatures | None, run_dir: Path, config: TrainConfig, loss: AutoencodeConfig) -> Path:
+def _train(
+    vae: CausalVAE, features: ClipFeatures | None, run_dir: Path, config: TrainConfig, loss: AutoencodeConfig
+) -> Path:
     validation = {"image": heldout_clips(32, 1, 64), "video": heldout_clips(8, 33, 64)}
     task = AutoencodeTask(loss, vae, features, validation)
     perceptual = "clip:tiny-text" if features else None

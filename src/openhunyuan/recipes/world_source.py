@@ -10,7 +10,6 @@ from openhunyuan.tiny import world
 from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.loop import Batch
 
-
 SCENE_FRAMES = 33
 
 

@@ -41,4 +41,6 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to resume from the one before") from error
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to resume from the one before"
+        ) from error

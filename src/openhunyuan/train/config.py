@@ -16,7 +16,9 @@ class Strict(BaseModel):
 class OptimizerConfig(Strict):
     """Optimizer of one parameter group set."""
 
-    name: Literal["adamw", "muon"] = Field("adamw", description="AdamW, or Muon on hidden matrices and AdamW on the rest")
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="AdamW, or Muon on hidden matrices and AdamW on the rest"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the AdamW part")
     muon_lr: float = Field(0.02, gt=0, description="peak learning rate of the Muon part (only with name='muon')")
     betas: tuple[float, float] = (0.9, 0.99)
@@ -24,8 +26,12 @@ class OptimizerConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0, description="gradients are scaled to at most this global L2 norm")
     warmup_steps: int = Field(100, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="decay of the learning rate after warm-up")
-    schedule_steps: int = Field(0, ge=0, description="length of the decay; 0 = the run's. A run may end before its decay does")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "cosine", description="decay of the learning rate after warm-up"
+    )
+    schedule_steps: int = Field(
+        0, ge=0, description="length of the decay; 0 = the run's. A run may end before its decay does"
+    )
     final_lr_ratio: float = Field(0.02, ge=0, le=1, description="learning rate at the last step ÷ peak learning rate")
 
 
@@ -54,7 +60,9 @@ class Stage(Strict):
     shapes: tuple[BatchShape, ...] = Field(min_length=1)
     lr_scale: float = Field(1.0, gt=0, description="multiplies the scheduled learning rate in this stage")
     camera_prob: float = Field(0.0, ge=0, le=1, description="share of scenes whose camera moves, where they are drawn")
-    frame_intervals: tuple[int, ...] = Field((), description="strides of which a clip's is drawn; () = spread over the scene")
+    frame_intervals: tuple[int, ...] = Field(
+        (), description="strides of which a clip's is drawn; () = spread over the scene"
+    )
 
     def shape_at(self, step_in_stage: int) -> BatchShape:
         """The shape of a step: every round holds each shape ``share`` times, evenly spread."""
@@ -71,7 +79,9 @@ class TrainConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = 0
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0 switches the average off")
-    autocast: Literal["none", "bfloat16", "auto"] = Field("none", description="'auto' measures at start and picks the faster")
+    autocast: Literal["none", "bfloat16", "auto"] = Field(
+        "none", description="'auto' measures at start and picks the faster"
+    )
     compile: bool = False
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Shadow of a module's floating-point state. The decay warms up as (1+n)/(10+n), so that early steps are forgotten."""
+    """Shadow of a module's state. The decay warms up as (1+n)/(10+n), so that early steps are forgotten."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay

@@ -98,7 +98,9 @@ def _stop_on_signal() -> Iterator[list[int]]:
     """Collects SIGTERM/SIGINT so that the running step ends and a checkpoint is written."""
     received: list[int] = []
     try:
-        previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+        previous = {
+            s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
+        }
     except ValueError:  # not the main thread: nothing to catch
         previous = {}
     try:
@@ -111,13 +113,16 @@ def _stop_on_signal() -> Iterator[list[int]]:
 class Trainer:
     """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``."""
 
-    def __init__(self, config: TrainConfig, task: Task, source: Source, run_dir: str | Path, record: dict | None = None):
+    def __init__(
+        self, config: TrainConfig, task: Task, source: Source, run_dir: str | Path, record: dict | None = None
+    ):
         self.config, self.task, self.source = config, task, source
         self.run_dir = Path(run_dir)
         self.modules = task.modules()
         self.model = self.modules[task.phases[0]]
         self.optimizers = {
-            phase: optim.build_optimizers(self.modules[phase], task.optimizer(phase) or config.optimizer) for phase in task.phases
+            phase: optim.build_optimizers(self.modules[phase], task.optimizer(phase) or config.optimizer)
+            for phase in task.phases
         }
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.step = 0
@@ -130,9 +135,12 @@ class Trainer:
         if path.exists():
             held = json.loads(path.read_text())
             if held != json.loads(json.dumps(value)):
-                changed = sorted(k for k in set(held) | set(value) if held.get(k) != json.loads(json.dumps(value)).get(k))
+                changed = sorted(
+                    k for k in set(held) | set(value) if held.get(k) != json.loads(json.dumps(value)).get(k)
+                )
                 raise UserError(
-                    f"{self.run_dir} holds another run (different: {', '.join(changed)}); choose another output directory or delete it"
+                    f"{self.run_dir} holds another run (different: {', '.join(changed)}); "
+                    "choose another output directory or delete it"
                 )
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -200,7 +208,10 @@ class Trainer:
             for optimizer in held:
                 optimizer.step()
             prefix = "" if phase == self.task.phases[0] else f"{phase}/"
-            metrics |= {f"{prefix}{k}": v for k, v in values.items()} | {f"{prefix}grad_norm": norm, f"{prefix}lr_factor": factor}
+            metrics |= {f"{prefix}{k}": v for k, v in values.items()} | {
+                f"{prefix}grad_norm": norm,
+                f"{prefix}lr_factor": factor,
+            }
         if self.ema:
             self.ema.update(self.model)
         self.step += 1
@@ -221,7 +232,11 @@ class Trainer:
 
     def _observe(self, log: MetricLog, force: bool = False) -> None:
         config = self.config
-        due = [every for every in (config.validate_every, config.sample_every) if every and (force or self.step % every == 0)]
+        due = [
+            every
+            for every in (config.validate_every, config.sample_every)
+            if every and (force or self.step % every == 0)
+        ]
         if not due:
             return
         context = self.context(min(self.step, config.total_steps - 1))
@@ -262,7 +277,9 @@ class Trainer:
                 if self.step % config.log_every == 0 or self.step == config.total_steps:
                     seconds = (time.perf_counter() - started) / len(since["data_wait"])
                     means = {k: sum(v) / len(v) for k, v in since.items()}
-                    log.write(self.step, stage=self.context(self.step - 1).stage.name, seconds_per_step=seconds, **means)
+                    log.write(
+                        self.step, stage=self.context(self.step - 1).stage.name, seconds_per_step=seconds, **means
+                    )
                     bar.update(shown, completed=self.step, description=f"{config.name} loss {means.get('loss', 0):.4f}")
                     since, started = {}, time.perf_counter()
                 if self.step % config.checkpoint_every == 0 and self.step < config.total_steps:

@@ -78,7 +78,9 @@ def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.o
     if config.name == "muon":
         chooser = getattr(module, "muon_parameters", None)
         if chooser is None:
-            raise ValueError(f"{type(module).__name__} does not say which parameters Muon may take; use optimizer 'adamw'")
+            raise ValueError(
+                f"{type(module).__name__} does not say which parameters Muon may take; use optimizer 'adamw'"
+            )
         hidden = [p for p in chooser() if p.requires_grad]
     taken = {id(p) for p in hidden}
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]

@@ -4,9 +4,9 @@ A convolutional VAE with GroupNorm learns absolute colour last: normalisation re
 whole chroma axis can stay lost. Here the first weights already carry it:
 
 * every residual branch starts at zero, so that the skip path is the network;
-* each downsampler is the principal-component projection of the block it covers, fitted on real clips, so that the
+* each downsampler is the principal component projection of the block it covers, fitted on real clips, so that the
   latents start as (nearly) the leading principal components of 4×8×8 pixel blocks;
-* each upsampler is the ridge regression from its nearest-upsampled input to the principal components of the finer blocks;
+* each upsampler is the ridge regression from its nearest-upsampled input to the components of the finer blocks;
 * ``SiLU(x) − SiLU(−x) = x``: before both output convolutions a signal is held with its negative, and a constant
   "anchor" channel a group makes the GroupNorm between them a fixed scaling.
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from openhunyuan.base.errors import UserError
 from openhunyuan.models.vae.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAEConfig
 
-
 Coder = Callable[[Tensor], Tensor]
 
 

@@ -61,7 +61,7 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def perceptual_distance(features: Features, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
-    """Mean squared difference of channel-normalised features, summed over layers (the form of LPIPS, without its weights)."""
+    """Mean squared difference of channel-normalised features, summed over layers (LPIPS without its weights)."""
     with torch.no_grad():
         wanted = [F.normalize(f, dim=1) for f in features(x_NCHW)]
     got = [F.normalize(f, dim=1) for f in features(y_NCHW)]
@@ -77,7 +77,9 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 class AutoencodeTask:
     """Trains a ``CausalVAE`` on batches ``{"video": [B, 3, T, H, W] in [−1, 1]}``."""
 
-    def __init__(self, config: AutoencodeConfig, vae: nn.Module, features: Features | None, validation: Mapping[str, Tensor]):
+    def __init__(
+        self, config: AutoencodeConfig, vae: nn.Module, features: Features | None, validation: Mapping[str, Tensor]
+    ):
         self.config, self.vae, self.features = config, vae, features
         self.validation = validation
         if config.decoder_only:
@@ -109,7 +111,11 @@ class AutoencodeTask:
         l1 = (decoded - video).abs().mean()
         kl = posterior.kl().mean() / video[0].numel()  # both terms per pixel value, as in a sum over the clip
         loss = config.l1_weight * l1 + config.kl_weight * kl
-        values: dict[str, Tensor | float] = {"l1": l1.detach(), "kl": kl.detach(), "psnr": psnr(decoded.detach(), video).mean()}
+        values: dict[str, Tensor | float] = {
+            "l1": l1.detach(),
+            "kl": kl.detach(),
+            "psnr": psnr(decoded.detach(), video).mean(),
+        }
         if config.l2_weight:
             loss = loss + config.l2_weight * (decoded - video).square().mean()
         if self.features and config.perceptual_weight and context.step >= config.perceptual_start:

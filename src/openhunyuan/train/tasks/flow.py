@@ -47,7 +47,7 @@ class EmptyText:
 
 
 class FlowTask:
-    """Trains a DiT on batches of latents [B, C, T, h, w] with text states, mask and pooled vector (``latents.shards``)."""
+    """Trains a DiT on batches of latents [B, C, T, h, w] with text states, mask and pooled vector."""
 
     phases = ("model",)
 
@@ -84,7 +84,7 @@ class FlowTask:
         return loss, {"loss": loss.detach()}
 
     def validate(self, context: StepContext) -> dict[str, float]:
-        """Loss at fixed noise levels with fixed noise on held-out samples; ``empty_text`` shows what the text is worth."""
+        """Loss at fixed noise levels and noise on held-out samples; ``empty_text`` shows what the text is worth."""
         values: dict[str, float] = {}
         for name, batch in self.validation.items():
             data = batch["latents"]
