@@ -170,6 +170,6 @@ def test_a_flat_grey_clip_shows_only_its_background() -> None:
 
 def test_wrong_arrays_are_refused_with_a_sentence() -> None:
     with pytest.raises(UserError, match="uint8"):
-        measure(np.zeros((3, 64, 64, 3), np.float32))
+        measure(np.zeros((3, 64, 64, 3), np.float32))  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="32x32"):
         measure(np.zeros((3, 16, 16, 3), np.uint8))

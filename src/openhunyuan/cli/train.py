@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from openhunyuan.base.device import pick_device
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, unknown
 from openhunyuan.cli.parse import parse
@@ -21,6 +22,7 @@ class TrainOptions(Record):
     runs_dir: str = Field(
         "runs", description="Directory of the runs; a recipe finds what it needs in its siblings here."
     )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
     threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
 
 
@@ -53,5 +55,5 @@ def run(args: Sequence[str]) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    print(importlib.import_module(recipe.module).train(runs_dir))
+    print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
     return 0

@@ -14,8 +14,8 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from openhunyuan.evals.filters import box_mean
 from openhunyuan.evals.segment import Segmentation
 from openhunyuan.tiny.vocabulary import BACKGROUND_COLORS, TONE_GAIN, TONE_OFFSET
 from openhunyuan.tiny.world import CHECKER_CELL, DOT_PERIOD, STRIPE_PERIOD
@@ -102,8 +102,8 @@ def _explained(picture: Array, mask: NDArray[np.bool_], moving: bool) -> tuple[f
     height, width = picture.shape
     step = max(1, min(height, width) // 32)
     mean = picture[mask].mean()
-    soft = ndimage.uniform_filter(np.where(mask, picture - mean, 0).astype(np.float32), step)
-    weight = ndimage.uniform_filter(mask.astype(np.float32), step)
+    soft = box_mean(np.where(mask, picture - mean, 0), step)
+    weight = box_mean(mask, step)
     small = (soft / np.maximum(weight, 1e-3))[step // 2 :: step, step // 2 :: step]
     keep = (weight > 0.6)[step // 2 :: step, step // 2 :: step]
     values = small[keep].astype(np.float64)

@@ -22,8 +22,9 @@ UNREST = 0.035
 (`registration.unrest`)."""
 STATIC_REACH = 0.035
 STATIC_ZOOM = 1.08
-"""A background that changes (flickers) without moving farther than this share of the width or growing more is
-static."""
+EXPLAINED = 0.4
+"""A background that changes without moving farther than this share of the width or growing more, or whose change the
+best motion does not explain to this share, flickers: its camera is static."""
 ZOOM = 1.22
 """Least magnification between the ends of a zoom (rendered truth: 1.56)."""
 SWEEP = 0.07
@@ -45,6 +46,8 @@ def name_camera(evidence: CameraEvidence) -> str | None:
     """The label of a move of at least five frames whose background is seen to change, or None."""
     path, width = evidence.background, evidence.width
     reach = float(np.linalg.norm(path.shift - np.median(path.shift, axis=0), axis=1).max())
+    if path.explained < EXPLAINED:
+        return "static"
     if reach < STATIC_REACH * width and float(np.abs(np.log(path.scale)).max()) < np.log(STATIC_ZOOM):
         return "static"
     if evidence.centre is None or evidence.radius is None:

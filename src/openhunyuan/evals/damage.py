@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from openhunyuan.evals.colour import lab_distance, lab_to_rgb, rgb_to_lab
+from openhunyuan.evals.filters import blurred, shifted
 from openhunyuan.tiny.vocabulary import BACKGROUND_COLORS, COLORS, MATERIALS, SHAPES
 from openhunyuan.tiny.world import Scene, render, truth
 
@@ -134,8 +134,8 @@ def _shape_swapped(scene: Scene, frames: Frames, rng: np.random.Generator) -> tu
 def _shape_smeared(scene: Scene, frames: Frames, rng: np.random.Generator) -> tuple[Frames, tuple[str, ...]]:
     radius = truth(scene, *frames.shape[:3])["radius"]
     masks = _masks(scene, frames)
-    soft = np.stack([ndimage.gaussian_filter(m, 0.5 * float(r)) for m, r in zip(masks, radius, strict=True)])
-    return _painted(scene, frames, soft), ("shape",)
+    soft = np.stack([blurred(m, 0.5 * float(r)) for m, r in zip(masks, radius, strict=True)])
+    return _painted(scene, frames, soft.astype(np.float64)), ("shape",)
 
 
 def _shape_streaked(scene: Scene, frames: Frames, rng: np.random.Generator) -> tuple[Frames, tuple[str, ...]]:
@@ -147,9 +147,7 @@ def _shape_streaked(scene: Scene, frames: Frames, rng: np.random.Generator) -> t
     for t, mask in enumerate(masks):
         for step in steps:
             offset = step * float(radius[t])
-            streaked[t] += ndimage.shift(mask, (offset * np.sin(bearing), offset * np.cos(bearing)), order=1) / len(
-                steps
-            )
+            streaked[t] += shifted(mask, (offset * np.sin(bearing), offset * np.cos(bearing))) / len(steps)
     return _painted(scene, frames, streaked), ("shape",)
 
 
@@ -249,5 +247,5 @@ def soften(
 ) -> Frames:
     """A clip as a good decoder returns it, still right: blurred by `blur` pixels, noise of ±`noise` and a colour
     shift of up to ±`shift` of 255 per channel. The measure must accept it."""
-    soft = ndimage.gaussian_filter(frames.astype(np.float64), (0, blur, blur, 0))
+    soft = np.stack([blurred(frames[..., c], blur) for c in range(3)], axis=-1).astype(np.float64)
     return _clip(soft + rng.uniform(-noise, noise, frames.shape) + rng.uniform(-shift, shift, 3))

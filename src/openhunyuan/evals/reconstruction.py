@@ -25,6 +25,7 @@ from openhunyuan.base.log import console
 from openhunyuan.evals.alignment import SUBJECT_RADIUS, measure
 from openhunyuan.evals.background import name_background_colour
 from openhunyuan.evals.colour import lab_distance, name_colour
+from openhunyuan.evals.filters import eroded
 from openhunyuan.evals.report import ATTRIBUTES, AttributeReport
 from openhunyuan.evals.sheet import Row, write_sheet
 from openhunyuan.tiny.vocabulary import BACKGROUND_COLORS, COLORS
@@ -230,7 +231,7 @@ def ssim(first: Frames, second: Frames) -> float:
     x, y = first.astype(np.float64), second.astype(np.float64)
 
     def blur(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return ndimage.gaussian_filter(values, (0, 1.5, 1.5, 0), truncate=3.5)
+        return np.asarray(ndimage.gaussian_filter(values, (0, 1.5, 1.5, 0), truncate=3.5))
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mx, my = blur(x), blur(y)
@@ -244,7 +245,7 @@ def _colours(
 ) -> dict[tuple[str, str], tuple[NDArray[np.float64], float, bool]]:
     """Colour of the subject's inside and of the open background after the round trip, located by the truth."""
     mask = np.stack([truth_mask(scene, t, size) for t in range(size[0])])
-    inside = ndimage.binary_erosion(mask, np.ones((1, 3, 3), bool), iterations=2)
+    inside = eroded(mask, 2)
     if not inside.any():
         inside = mask
     result = {}

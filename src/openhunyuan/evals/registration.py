@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from openhunyuan.evals.filters import blurred, eroded, sampled
 
 Array = NDArray[np.float32]
 
@@ -26,20 +27,22 @@ class BackgroundPath:
     """Accumulated background motion, first frame = 0.
 
     shift [T,2]: how far the content at the frame centre has moved, (x, y) in pixels. scale [T]: content magnification.
-    across: unit vector (x, y) across the stripes when only motion along it can be seen, else None.
+    across: unit vector (x, y) across the stripes when only motion along it can be seen, else None. explained: share of
+    the change since the first frame that undoing the motion removes; near 1 for a camera, near 0 for flicker.
     """
 
     shift: Array
     scale: Array
     across: Array | None
+    explained: float
 
 
 def unrest(tone: Array, mask: NDArray[np.bool_]) -> float:
     """Share 0..1 of the background's variance that is change over time: near 0 for a picture that stands, near 1
     for one that sweeps by. Flat backgrounds, where only noise could change, give 0."""
     seen = mask.sum(0)
-    soft = ndimage.gaussian_filter(np.where(mask, tone, 0).astype(np.float32), (0, 1, 1))
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), (0, 1, 1))
+    soft = blurred(np.where(mask, tone, 0), 1)
+    weight = blurred(mask, 1)
     soft = np.where(mask, soft / np.maximum(weight, 1e-3), 0)
     mean = soft.sum(0) / np.maximum(seen, 1)
     often = seen >= max(3, len(tone) // 4)
@@ -54,10 +57,10 @@ def unrest(tone: Array, mask: NDArray[np.bool_]) -> float:
 def register(tone: Array, mask: NDArray[np.bool_], iterations: int = 3) -> BackgroundPath:
     """Register frames tone [T,H,W] on the pixels of mask [T,H,W] that stay background in both frames of a pair."""
     num_frames, height, width = tone.shape
-    smooth = ndimage.gaussian_filter(_fill(tone, mask), (0, 1.2, 1.2))
+    smooth = blurred(_fill(tone, mask), 1.2)
     first, second = smooth[:-1], smooth[1:]
     # three pixels: as far as the smoothing reaches across the edge of a masked object
-    valid = ndimage.binary_erosion(mask[:-1] & mask[1:], np.ones((1, 3, 3), bool), iterations=3)
+    valid = eroded(mask[:-1] & mask[1:], 3)
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
     x, y = xs - (width - 1) / 2, ys - (height - 1) / 2
     gy, gx = np.gradient(smooth, axis=1), np.gradient(smooth, axis=2)
@@ -67,7 +70,7 @@ def register(tone: Array, mask: NDArray[np.bool_], iterations: int = 3) -> Backg
     for _ in range(iterations):
         a, b, g = (params[:, i][:, None, None] for i in range(3))
         position = [frame_index, ys + b + g * y, xs + a + g * x]
-        warped = ndimage.map_coordinates(second, position, order=1, mode="nearest")
+        warped = sampled(second, position, mode="nearest")
         error = np.where(valid, warped - first, 0)
         noise = 2.0 + 1.5 * np.abs(error).sum((1, 2), keepdims=True) / np.maximum(valid.sum((1, 2), keepdims=True), 1)
         weight = np.where(valid, 1 / (1 + (error / noise) ** 2), 0)
@@ -83,7 +86,26 @@ def register(tone: Array, mask: NDArray[np.bool_], iterations: int = 3) -> Backg
         params = params + np.clip(step, [-2, -2, -0.05], [2, 2, 0.05]).astype(np.float32)
     shift = np.concatenate([np.zeros((1, 2), np.float32), np.cumsum(params[:, :2], 0)])
     scale = np.concatenate([[1.0], np.exp(np.cumsum(params[:, 2]))]).astype(np.float32)
-    return BackgroundPath(shift, scale, across)
+    explained = _explained(smooth, eroded(mask, 3), shift, scale)
+    return BackgroundPath(shift, scale, across, explained)
+
+
+def _explained(smooth: Array, mask: NDArray[np.bool_], shift: Array, scale: Array) -> float:
+    num_frames, height, width = smooth.shape
+    ys, xs = np.mgrid[:height, :width].astype(np.float32)
+    y, x = ys - (height - 1) / 2, xs - (width - 1) / 2
+    before = after = 0.0
+    for t in {num_frames // 4, num_frames // 2, 3 * num_frames // 4, num_frames - 1}:
+        position = [ys + shift[t, 1] + (scale[t] - 1) * y, xs + shift[t, 0] + (scale[t] - 1) * x]
+        inside = (position[0] >= 0) & (position[0] <= height - 1) & (position[1] >= 0) & (position[1] <= width - 1)
+        seen = sampled(mask[t], position, order=0) > 0.5
+        valid = mask[0] & mask[t] & inside & seen
+        if not valid.any():
+            continue
+        warped = sampled(smooth[t], position)
+        before += float(((smooth[t] - smooth[0])[valid] ** 2).mean())
+        after += float(((warped - smooth[0])[valid] ** 2).mean())
+    return 1 - after / before if before > 0 else 0.0
 
 
 def _only_direction(gx: Array, gy: Array) -> Array | None:
@@ -97,6 +119,6 @@ def _only_direction(gx: Array, gy: Array) -> Array | None:
 def _fill(tone: Array, mask: NDArray[np.bool_]) -> Array:
     """Replace foreground pixels by a blurred continuation of the background, so that smoothing does not smear
     objects in."""
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), (0, 3, 3), truncate=2.5)
-    blurred = ndimage.gaussian_filter(np.where(mask, tone, 0).astype(np.float32), (0, 3, 3), truncate=2.5)
-    return np.where(mask, tone, blurred / np.maximum(weight, 1e-3)).astype(np.float32)
+    weight = blurred(mask, 3, truncate=2.5)
+    near = blurred(np.where(mask, tone, 0), 3, truncate=2.5)
+    return np.where(mask, tone, near / np.maximum(weight, 1e-3)).astype(np.float32)

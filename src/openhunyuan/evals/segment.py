@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from openhunyuan.evals.filters import components, dilated, eroded
 
 Array = NDArray[np.float32]
 
@@ -38,14 +39,14 @@ class ColourLine:
 
     def tone(self, frames: Array) -> Array:
         """Position along the axis, [..., 3] -> [...] in RGB units around the centre."""
-        return (frames - self.centre) @ self.axis
+        return np.asarray((frames - self.centre) @ self.axis, np.float32)
 
     def distance(self, frames: Array) -> Array:
         """Distance of each pixel to the segment, [..., 3] -> [...]."""
         offset = frames - self.centre
         along = np.clip(offset @ self.axis, self.low, self.high)
         squared = (offset * offset).sum(-1) - 2 * along * (offset @ self.axis) + along * along
-        return np.sqrt(np.maximum(squared, 0))
+        return np.asarray(np.sqrt(np.maximum(squared, 0)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Object:
     centre: Array
     present: NDArray[np.bool_]
     purity: float
-    """Share of the inside pixels that really have this colour (a subject that changes colour half-way has about
+    """Share of the pixels well inside that really have this colour (a subject that changes colour half-way has about
     0.5)."""
 
 
@@ -81,12 +82,15 @@ def segment(frames: NDArray[np.uint8]) -> Segmentation:
     line = _background_line(pixels)
     distance = line.distance(pixels)
     foreground = distance > _FOREGROUND
-    inside = ndimage.binary_erosion(foreground, np.ones((1, 3, 3), bool))
+    inside = eroded(foreground)
     if inside.sum() < 4 * len(frames):  # tiny or thin things have no 3x3 inside
         inside = foreground
     colours = _dominant_colours(pixels[inside], len(frames))
     objects = _objects(pixels, distance, inside, colours)
-    background = ~ndimage.binary_dilation(foreground, np.ones((1, 3, 3), bool), iterations=2)
+    if len(objects) == 2 and not _apart(*objects):
+        # a soft rim or a shadow of the subject, not a thing of its own
+        objects = _objects(pixels, distance, inside, colours[:1])
+    background = ~dilated(foreground, 2)
     return Segmentation(line, background, objects)
 
 
@@ -140,12 +144,21 @@ def _objects(pixels: Array, distance: Array, inside: NDArray[np.bool_], colours:
     return tuple(o for o in sorted(objects, key=lambda o: -float(o.area.sum())) if o.present.any())
 
 
+def _apart(first: Object, second: Object) -> bool:
+    """Whether two objects lie side by side (disks of their areas do not overlap) and both have some thickness."""
+    both = first.present & second.present
+    if both.mean() < 0.5:
+        return False
+    gap = np.linalg.norm(first.centre[both] - second.centre[both], axis=1)
+    reach = (np.sqrt(first.area[both]) + np.sqrt(second.area[both])) / np.sqrt(np.pi)
+    thick = [eroded(o.alpha > 0.5).sum() / both.sum() for o in (first, second)]
+    return bool((gap > 0.8 * reach).mean() > 0.8) and min(thick) > 6
+
+
 def _track(pixels: Array, alpha: Array, colour: Array, inside: NDArray[np.bool_]) -> Object:
     """Keep the largest connected component of each frame and follow its centre and area."""
     num_frames, height, width = alpha.shape
-    flat = np.zeros((3, 3, 3), bool)
-    flat[1] = True  # neighbours within a frame only
-    labels, count = ndimage.label(alpha > 0.5, flat)
+    labels, count = components(alpha > 0.5)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     kept = np.zeros_like(alpha)
     for t in range(num_frames):
@@ -153,7 +166,7 @@ def _track(pixels: Array, alpha: Array, colour: Array, inside: NDArray[np.bool_]
         present = present[present > 0]
         if len(present):
             kept[t] = labels[t] == present[sizes[present].argmax()]
-    reach = ndimage.binary_dilation(kept > 0, np.ones((1, 3, 3), bool), iterations=2)
+    reach = dilated(kept > 0, 2)
     alpha = np.where(reach, alpha, 0)
     alpha = np.where(alpha < 0.12, 0, alpha)  # background texture and noise carry no coverage
     area = alpha.sum((1, 2))
@@ -161,7 +174,8 @@ def _track(pixels: Array, alpha: Array, colour: Array, inside: NDArray[np.bool_]
     ys, xs = np.mgrid[:height, :width].astype(np.float32)
     total = np.where(present, area, np.nan)
     centre = np.stack([(alpha * xs).sum((1, 2)) / total, (alpha * ys).sum((1, 2)) / total], -1)
-    core = pixels[inside]
+    deep = eroded(inside)  # without the soft rim of a decoded picture
+    core = pixels[deep if deep.sum() >= 4 * num_frames else inside]
     near = np.linalg.norm(core - colour, axis=1) < _CLUSTER if len(core) else np.zeros(0, bool)
     purity = float(near.mean()) if len(near) else 0.0
     median = np.median(core[near], axis=0) if near.any() else colour

@@ -12,16 +12,16 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial.distance import cdist
 
+from openhunyuan.evals.filters import blurred, sampled, shifted
 from openhunyuan.evals.segment import Object
 from openhunyuan.tiny.vocabulary import SHAPES
 from openhunyuan.tiny.world import Scene, truth
 
 Array = NDArray[np.float32]
 
-MIN_SCORE = 0.80
+MIN_SCORE = 0.865
 """Least mean overlap with the best shape."""
 MIN_MARGIN = 0.022
 """Least lead of the best shape's overlap over the second's."""
@@ -65,8 +65,8 @@ def match_shape(subject: Object) -> ShapeMatch:
     templates = _templates(round(float(np.median(radius)) * 2) / 2)
     overlap = _overlap(masks, templates.masks)  # [T, N]
     per_shape = np.stack([overlap[:, templates.shape == i].max(1) for i in range(len(SHAPES))])  # [S, T]
-    # the larger the subject, the more its outline says: judge on the larger half of the frames
-    large = radius >= np.median(radius) * 0.999
+    # the larger the subject, the more its outline says: judge a growing one where it is large
+    large = radius >= 0.85 * np.percentile(radius, 95)
     scores = per_shape[:, large].mean(1)
     order = np.argsort(-scores)
     best = SHAPES[order[0]]
@@ -95,7 +95,7 @@ def _standard(subject: Object, frames: NDArray[np.int64]) -> tuple[Array, Array]
     shape = (len(frames), _GRID, _GRID)
     ts = np.broadcast_to(frames[:, None, None].astype(np.float64), shape)
     coordinates = [ts, np.broadcast_to(ys, shape), np.broadcast_to(xs, shape)]
-    masks = ndimage.map_coordinates(subject.alpha, coordinates, order=1, mode="constant")
+    masks = sampled(subject.alpha, coordinates)
     return masks.reshape(len(frames), -1).astype(np.float32), radius
 
 
@@ -108,7 +108,7 @@ def _upright(shape: str) -> tuple[Array, float]:
     ys, xs = np.mgrid[:_SOURCE, :_SOURCE]
     centre = np.array([(mask * ys).sum(), (mask * xs).sum()]) / mask.sum()
     middle = (_SOURCE - 1) / 2
-    return ndimage.shift(mask, middle - centre, order=1), float(np.sqrt(mask.sum() / np.pi))
+    return shifted(mask, tuple(middle - centre)), float(np.sqrt(mask.sum() / np.pi))
 
 
 @cache
@@ -117,7 +117,7 @@ def _templates(radius: float) -> _Templates:
     masks, shapes, angles = [], [], []
     for index, shape in enumerate(SHAPES):
         upright, source_radius = _upright(shape)
-        upright = ndimage.gaussian_filter(upright, _BLUR_PIXELS / max(radius, 1.0) * source_radius)
+        upright = blurred(upright, _BLUR_PIXELS / max(radius, 1.0) * source_radius)
         period = SYMMETRY[shape]
         for angle in np.arange(0, period, _ANGLE_STEP) if period else [0.0]:
             masks.append(_turned(upright, source_radius, float(angle)))
@@ -132,7 +132,7 @@ def _turned(upright: Array, source_radius: float, degrees: float) -> Array:
     turn = np.deg2rad(degrees)
     back_x, back_y = np.cos(turn) * x + np.sin(turn) * y, -np.sin(turn) * x + np.cos(turn) * y
     middle = (_SOURCE - 1) / 2
-    return ndimage.map_coordinates(upright, [back_y + middle, back_x + middle], order=1).reshape(-1).astype(np.float32)
+    return sampled(upright, [back_y + middle, back_x + middle]).reshape(-1)
 
 
 def _unwrap(overlap: Array, angles: Array, period: float) -> Array:

@@ -34,6 +34,7 @@ DIT = DiTConfig(
     guidance_embed=False,
 )
 FLOW = FlowConfig()
+CPU = torch.device("cpu")
 
 SETS = {
     "image": WorldLatents(count=10_000, num_frames=1, size=64, seed=11),
@@ -70,11 +71,11 @@ VIDEO = TrainConfig(
     name="tiny-video",
     seed=3,
     stages=(
-        Stage(name="video-32x33", steps=300, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
-        Stage(name="video-64x33", steps=1500, shapes=(_shape(24, 33, share=6), _shape(36, 17), _shape(64, 1))),
+        Stage(name="video-32x33", steps=150, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
+        Stage(name="video-64x33", steps=1000, shapes=(_shape(24, 33, share=6), _shape(36, 17), _shape(64, 1))),
     ),
     optimizer=OPTIMIZER,
-    ema_decay=0.998,
+    ema_decay=0.995,
     checkpoint_every=50,
     sample_every=300,
     validate_every=300,
@@ -104,10 +105,10 @@ DEFAULTS = {
 
 
 def datasets(
-    names: list[str], data_dir: Path, vae_dir: Path, text_dir: Path
+    names: list[str], data_dir: Path, vae_dir: Path, text_dir: Path, device: torch.device = CPU
 ) -> tuple[list[ShardDataset], dict, TextEncoder]:
     """Encoded training sets and validation batches, made if they are not there yet."""
-    vae = load_vae(vae_dir)
+    vae = load_vae(vae_dir, device)
     text = TextEncoder.from_folder(text_dir / "text_encoder", text_dir / "text_encoder_2")
     weights = file_sha256(vae_dir / "model.safetensors")
     train = [encode_world(data_dir / name, SETS[name], vae, text, weights) for name in names]
@@ -116,7 +117,13 @@ def datasets(
     return train, {name: d.batch(range(min(48, len(d)))) for name, d in held.items()}, text
 
 
-def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile_core: bool = False) -> Path:
+def train(
+    which: str,
+    runs_dir: Path,
+    config: TrainConfig | None = None,
+    device: torch.device = CPU,
+    compile_core: bool = False,
+) -> Path:
     """Run ``tiny-image``, or ``tiny-video`` from the image run's weights; ``runs_dir`` holds the text and VAE runs.
 
     Writes ``dit`` and, as ``model``, a complete model folder that ``generate --model`` takes into the run's directory.
@@ -125,7 +132,7 @@ def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile
     run_dir, vae_dir, text_dir = runs_dir / which, runs_dir / "tiny-vae" / "vae", runs_dir / "tiny-text"
     finished = runs_dir / "tiny-vae-decoder" / "vae"  # same encoder, better decoder: what is exported and rendered with
     names = ["image"] if which == "tiny-image" else ["low", "short", "video", "image"]
-    sets, validation, text = datasets(names, runs_dir / "tiny-latents", vae_dir, text_dir)
+    sets, validation, text = datasets(names, runs_dir / "tiny-latents", vae_dir, text_dir, device)
     torch.manual_seed(config.seed)
     dit = DiT(DIT)
     dit.init_weights()
@@ -143,7 +150,7 @@ def train(which: str, runs_dir: Path, config: TrainConfig | None = None, compile
 
     task = FlowTask(FLOW, dit, EmptyText(empty.states[0][empty.mask[0]], empty.pooled[0]), validation, render)
     record = {"dit": DIT.model_dump(mode="json"), "flow": FLOW.model_dump(mode="json")}
-    trainer = Trainer(config, task, LatentBatches(sets, config.seed), run_dir, record)
+    trainer = Trainer(config, task, LatentBatches(sets, config.seed), run_dir, record, device)
     if compile_core:
         dit.compile_core(dynamic=False)
     trainer.run()

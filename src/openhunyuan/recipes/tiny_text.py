@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from openhunyuan.caption.schema import assemble
@@ -79,7 +80,10 @@ def world_data(config: TinyTextConfig) -> TextData:
     return TextData(sample_prompts=sample_prompts, sample_pair=sample_pair, labelled=labelled)
 
 
-def train(runs_dir: Path, config: TinyTextConfig = _DEFAULT) -> Path:
-    """Write the folders text_encoder, text_encoder_2 and clip, metrics and report.json to ``runs_dir/tiny-text``."""
+def train(runs_dir: Path, config: TinyTextConfig = _DEFAULT, device: torch.device | None = None) -> Path:
+    """Write the folders text_encoder, text_encoder_2 and clip, metrics and report.json to ``runs_dir/tiny-text``.
+
+    ``device`` is taken for the recipes' common call; these models are small enough that the CPU is as fast.
+    """
     train_text(config.train, world_data(config), runs_dir / "tiny-text")
     return runs_dir / "tiny-text"

@@ -23,6 +23,7 @@ from openhunyuan.train.perceptual import ClipFeatures
 from openhunyuan.train.tasks.autoencode import AutoencodeConfig, AutoencodeTask
 from openhunyuan.train.vae_init import fit_linear_pyramid
 
+CPU = torch.device("cpu")
 VAE = VAEConfig(block_out_channels=(24, 32, 48, 64), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0)
 
 IMAGES = BatchShape(batch_size=16, num_frames=1, height=64, width=64)
@@ -84,36 +85,46 @@ def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 
     return vae
 
 
-def train(runs_dir: Path, config: TrainConfig = TRAIN, loss: AutoencodeConfig = LOSS) -> Path:
+def train(
+    runs_dir: Path, config: TrainConfig = TRAIN, loss: AutoencodeConfig = LOSS, device: torch.device = CPU
+) -> Path:
     """Train the VAE in ``runs_dir/tiny-vae`` (resumes) and write its weights, latents normalised, to ``vae`` there."""
     vae = fitted_vae(VAE, config.seed)
-    run_dir = _train(vae, None, runs_dir / "tiny-vae", config, loss)
+    run_dir = _train(vae, None, runs_dir / "tiny-vae", config, loss, device)
     rng = np.random.default_rng((config.seed, STATISTICS_KEY))
     scenes = [world.sample_scene(rng, "train", camera_prob=0.15) for _ in range(200)]
     clips = [to_video(world.render(s, 33 if i % 4 == 0 else 1, 64, 64))[None] for i, s in enumerate(scenes)]
-    fold_normalisation(vae, *channel_statistics(vae, clips))
+    fold_normalisation(vae.cpu(), *channel_statistics(vae.cpu(), clips))
     save_vae(run_dir / "vae", vae)
     return run_dir
 
 
-def train_decoder(runs_dir: Path, config: TrainConfig = DECODER, loss: AutoencodeConfig = DECODER_LOSS) -> Path:
+def train_decoder(
+    runs_dir: Path, config: TrainConfig = DECODER, loss: AutoencodeConfig = DECODER_LOSS, device: torch.device = CPU
+) -> Path:
     """Finish the decoder on longer clips with the perceptual and adversarial terms; the encoder stays bit for bit.
 
     The perceptual network is the vision tower of the recipe ``tiny-text``: trained on the same world, since no
     published LPIPS weights are assumed to be at hand.
     """
     vae = load_vae(runs_dir / "tiny-vae" / "vae").requires_grad_(True).train()
-    return _train(vae, ClipFeatures(runs_dir / "tiny-text" / "clip"), runs_dir / "tiny-vae-decoder", config, loss)
+    features = ClipFeatures(runs_dir / "tiny-text" / "clip").to(device)
+    return _train(vae, features, runs_dir / "tiny-vae-decoder", config, loss, device)
 
 
 def _train(
-    vae: CausalVAE, features: ClipFeatures | None, run_dir: Path, config: TrainConfig, loss: AutoencodeConfig
+    vae: CausalVAE,
+    features: ClipFeatures | None,
+    run_dir: Path,
+    config: TrainConfig,
+    loss: AutoencodeConfig,
+    device: torch.device,
 ) -> Path:
     validation = {"image": heldout_clips(32, 1, 64), "video": heldout_clips(8, 33, 64)}
     task = AutoencodeTask(loss, vae, features, validation)
     perceptual = "clip:tiny-text" if features else None
     record = {"vae": VAE.to_dict(), "loss": loss.model_dump(mode="json"), "perceptual_network": perceptual}
     torch.manual_seed(config.seed)
-    Trainer(config, task, WorldClips(config.seed), run_dir, record).run()
+    Trainer(config, task, WorldClips(config.seed), run_dir, record, device).run()
     save_vae(run_dir / "vae", vae)
     return run_dir

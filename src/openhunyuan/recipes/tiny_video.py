@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from openhunyuan.recipes import tiny_flow
 
 
-def train(runs_dir: Path) -> Path:
+def train(runs_dir: Path, device: torch.device = tiny_flow.CPU) -> Path:
     """Train the DiT on video, started from the image run; returns the run's directory."""
-    return tiny_flow.train("tiny-video", runs_dir)
+    return tiny_flow.train("tiny-video", runs_dir, device=device)

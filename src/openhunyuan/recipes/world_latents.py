@@ -81,7 +81,8 @@ def _encode(spec: WorldLatents, numbers: range, vae: CausalVAE, text: TextEncode
         drawn = [draw(spec, i) for i in range(start, min(start + batch, numbers.stop))]
         clips = [to_video(world.render(scene, spec.num_frames, spec.size, spec.size)) for scene, _ in drawn]
         # one clip at a time: GroupNorm sees a clip alone, exactly as when it is decoded
-        latents = vae.encode_latents(torch.stack(clips))
+        device = next(vae.parameters()).device
+        latents = vae.encode_latents(torch.stack(clips).to(device)).cpu()
         features = text.encode([prompt for _, prompt in drawn], data_type="image" if spec.num_frames == 1 else "video")
         for row, (scene, prompt) in enumerate(drawn):
             states = features.states[row][features.mask[row]]

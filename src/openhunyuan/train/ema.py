@@ -27,7 +27,7 @@ class EMA:
 
     def load_state_dict(self, state: dict) -> None:
         self.updates = int(state["updates"])
-        self.shadow = {k: v.clone() for k, v in state["shadow"].items()}
+        self.shadow = {k: v.to(self.shadow[k].device, copy=True) for k, v in state["shadow"].items()}
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:

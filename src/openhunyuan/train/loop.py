@@ -68,6 +68,11 @@ class Task(Protocol):
         ...
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator that depends on (seed, step) alone."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
@@ -114,11 +119,18 @@ class Trainer:
     """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``."""
 
     def __init__(
-        self, config: TrainConfig, task: Task, source: Source, run_dir: str | Path, record: dict | None = None
+        self,
+        config: TrainConfig,
+        task: Task,
+        source: Source,
+        run_dir: str | Path,
+        record: dict | None = None,
+        device: str | torch.device = "cpu",
     ):
         self.config, self.task, self.source = config, task, source
         self.run_dir = Path(run_dir)
-        self.modules = task.modules()
+        self.device = torch.device(device)
+        self.modules = {name: module.to(self.device) for name, module in task.modules().items()}
         self.model = self.modules[task.phases[0]]
         self.optimizers = {
             phase: optim.build_optimizers(self.modules[phase], task.optimizer(phase) or config.optimizer)
@@ -189,6 +201,7 @@ class Trainer:
     def train_step(self, batch: Batch, dtype: torch.dtype | None = None) -> dict[str, float]:
         context = self.context(self.step)
         metrics: dict[str, Tensor | float] = {}
+        batch = to_device(batch, self.device)
         for phase in self.task.phases:
             if not self.task.active(phase, context):
                 continue
@@ -257,7 +270,7 @@ class Trainer:
         log.rewind(self.step)
         dtype = torch.bfloat16 if config.autocast == "bfloat16" else None
         if config.autocast == "auto" and self.step < config.total_steps:
-            batch, context = self.fetch(self.step), self.context(self.step)
+            batch, context = to_device(self.fetch(self.step), self.device), self.context(self.step)
             dtype = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
             log.write(self.step, autocast=str(dtype))
         self.model.train()

@@ -119,7 +119,9 @@ class AutoencodeTask:
         if config.l2_weight:
             loss = loss + config.l2_weight * (decoded - video).square().mean()
         if self.features and config.perceptual_weight and context.step >= config.perceptual_start:
-            frames = torch.randperm(video.shape[2], generator=context.generator)[: config.perceptual_frames]
+            frames = torch.randperm(video.shape[2], generator=context.generator)[: config.perceptual_frames].to(
+                video.device
+            )
             flat = [x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (video, decoded)]
             distance = perceptual_distance(self.features, *flat)
             loss = loss + config.perceptual_weight * distance
@@ -136,7 +138,8 @@ class AutoencodeTask:
         return loss, values | {"loss": loss.detach(), "latent_std": posterior.mean.detach().std()}
 
     def _reconstruct(self, video: Tensor) -> Tensor:
-        return torch.cat([self.vae.decode(self.vae.encode(v).mode()) for v in video.split(4)])
+        device = next(self.vae.parameters()).device
+        return torch.cat([self.vae.decode(self.vae.encode(v.to(device)).mode()).cpu() for v in video.split(4)])
 
     def validate(self, context: StepContext) -> dict[str, float]:
         return {f"psnr_{name}": float(psnr(self._reconstruct(v), v).mean()) for name, v in self.validation.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t
 from openhunyuan.train.config import OptimizerConfig, Strict
-from openhunyuan.train.loop import Batch, StepContext
+from openhunyuan.train.loop import Batch, StepContext, to_device
 
 FIXED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -36,11 +36,13 @@ class EmptyText:
         """``batch`` with the text of the chosen samples replaced."""
         if not bool(dropped_B.any()):
             return batch
+        device = batch["text_states"].device
+        dropped_B = dropped_B.to(device)
         length = max(batch["text_states"].shape[1], len(self.states))
         pad = length - batch["text_states"].shape[1]
         states, mask = F.pad(batch["text_states"], (0, 0, 0, pad)), F.pad(batch["text_mask"], (0, pad))
         states[dropped_B] = F.pad(self.states, (0, 0, 0, length - len(self.states))).to(states)
-        mask[dropped_B] = torch.arange(length) < len(self.states)
+        mask[dropped_B] = torch.arange(length, device=device) < len(self.states)
         pooled = batch["pooled"].clone()
         pooled[dropped_B] = self.pooled.to(pooled)
         return batch | {"text_states": states, "text_mask": mask, "pooled": pooled}
@@ -76,8 +78,8 @@ class FlowTask:
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
         config, g, data = self.config, context.generator, batch["latents"]
-        t = sample_t(len(data), g, config.t_mean, config.t_std, config.t_shift)
-        noise = torch.randn(data.shape, generator=g)
+        t = sample_t(len(data), g, config.t_mean, config.t_std, config.t_shift).to(data.device)
+        noise = torch.randn(data.shape, generator=g).to(data.device)
         dropped = torch.rand(len(data), generator=g) < config.text_dropout
         velocity = self._velocity(self.empty.fill(batch, dropped), interpolate(data, noise, t), t)
         loss = flow_loss(velocity, data, noise)
@@ -86,14 +88,16 @@ class FlowTask:
     def validate(self, context: StepContext) -> dict[str, float]:
         """Loss at fixed noise levels and noise on held-out samples; ``empty_text`` shows what the text is worth."""
         values: dict[str, float] = {}
-        for name, batch in self.validation.items():
+        device = next(self.dit.parameters()).device
+        for name, held in self.validation.items():
+            batch = to_device(held, device)
             data = batch["latents"]
-            noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0))
+            noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)).to(device)
             bare = self.empty.fill(batch, torch.ones(len(data), dtype=torch.bool))
             for kind, given in (("", batch), ("_empty_text", bare)):
                 total = 0.0
                 for level in FIXED_TIMES:
-                    t = torch.full((len(data),), level)
+                    t = torch.full((len(data),), level, device=device)
                     loss = float(flow_loss(self._velocity(given, interpolate(data, noise, t), t), data, noise))
                     total += loss / len(FIXED_TIMES)
                     if not kind:
