@@ -32,6 +32,9 @@ $(BIN)/python:
 # $(call install,EXTRAS): editable, so that the tree is what runs; constraints.txt pins what the tests ran with.
 install = $(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(1)'
 
+# A variable, because a comma written in a call would end its argument.
+DEV_EXTRAS := [dev,train,curate]
+
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing openhunyuan into $(VENV) (PyTorch is large: minutes the first time) ..."
 	@$(call install,)
@@ -39,7 +42,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the development tools into $(VENV) ..."
-	@$(call install,[dev,train,curate])
+	@$(call install,$(DEV_EXTRAS))
 	@touch $(VENV)/.core $@
 
 demo: $(VENV)/.core
