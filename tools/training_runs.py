@@ -111,6 +111,8 @@ def read_runs(runs_dir: Path, unfinished: bool = False) -> list[Run]:
         folder = runs_dir / recipe
         logs = [folder / "metrics.jsonl"] if (folder / "metrics.jsonl").is_file() else folder.glob("*/metrics.jsonl")
         found = [_read_run(recipe, log.parent) for log in logs]
+        if not found and unfinished:
+            continue
         if not found:
             raise UserError(f"{folder} holds no metrics.jsonl; run `openhunyuan train {recipe}` first.")
         runs += sorted(found, key=lambda run: float(run.metrics[0]["time"]))
