@@ -355,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--model", default="tiny", help="the model that was evaluated: a name or a folder")
     add("--output", type=Path, default=PAGE, help="the page; its pictures go to the folder of the same name")
     add("--note", action="append", default=[], help="a paragraph under the first table; may be repeated")
-    add("--unfinished", action="store_true", help="take runs that stopped early or were never started; the page says so")
+    add("--unfinished", action="store_true", help="take runs that stopped early or never started")
     options = parser.parse_args(arguments)
     inputs = Inputs(
         runs_dir=options.runs_dir,

@@ -17,22 +17,22 @@ class OptimizerConfig(Strict):
     """Optimizer of one parameter group set."""
 
     name: Literal["adamw", "muon"] = Field(
-        "adamw", description="AdamW, or Muon on hidden matrices and AdamW on the rest"
+        default="adamw", description="AdamW, or Muon on hidden matrices and AdamW on the rest"
     )
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of the AdamW part")
-    muon_lr: float = Field(0.02, gt=0, description="peak learning rate of the Muon part (only with name='muon')")
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate of the AdamW part")
+    muon_lr: float = Field(default=0.02, gt=0, description="peak learning rate of the Muon part (name='muon')")
     betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(1.0, gt=0, description="gradients are scaled to at most this global L2 norm")
-    warmup_steps: int = Field(100, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0, description="gradients are scaled to at most this global L2 norm")
+    warmup_steps: int = Field(default=100, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = Field(
-        "cosine", description="decay of the learning rate after warm-up"
+        default="cosine", description="decay of the learning rate after warm-up"
     )
     schedule_steps: int = Field(
-        0, ge=0, description="length of the decay; 0 = the run's. A run may end before its decay does"
+        default=0, ge=0, description="length of the decay; 0 = the run's. A run may end before its decay does"
     )
-    final_lr_ratio: float = Field(0.02, ge=0, le=1, description="learning rate at the last step ÷ peak learning rate")
+    final_lr_ratio: float = Field(default=0.02, ge=0, le=1, description="last learning rate ÷ peak")
 
 
 class BatchShape(Strict):
@@ -42,7 +42,7 @@ class BatchShape(Strict):
     num_frames: int = Field(ge=1, description="pixel frames of a sample, 4n+1")
     height: int = Field(gt=0, multiple_of=16)
     width: int = Field(gt=0, multiple_of=16)
-    share: int = Field(1, gt=0, description="steps of this shape in one round of the stage's shapes")
+    share: int = Field(default=1, gt=0, description="steps of this shape in one round of the stage's shapes")
 
     @model_validator(mode="after")
     def _whole_latent_frames(self) -> BatchShape:
@@ -58,10 +58,10 @@ class Stage(Strict):
     name: str
     steps: int = Field(gt=0)
     shapes: tuple[BatchShape, ...] = Field(min_length=1)
-    lr_scale: float = Field(1.0, gt=0, description="multiplies the scheduled learning rate in this stage")
-    camera_prob: float = Field(0.0, ge=0, le=1, description="share of scenes whose camera moves, where they are drawn")
+    lr_scale: float = Field(default=1.0, gt=0, description="multiplies the scheduled learning rate in this stage")
+    camera_prob: float = Field(default=0.0, ge=0, le=1, description="share of drawn scenes whose camera moves")
     frame_intervals: tuple[int, ...] = Field(
-        (), description="strides of which a clip's is drawn; () = spread over the scene"
+        default=(), description="strides of which a clip's is drawn; () = spread over the scene"
     )
 
     def shape_at(self, step_in_stage: int) -> BatchShape:
@@ -78,16 +78,16 @@ class TrainConfig(Strict):
     stages: tuple[Stage, ...]
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = 0
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="0 switches the average off")
+    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="0 switches the average off")
     autocast: Literal["none", "bfloat16", "auto"] = Field(
-        "none", description="'auto' measures at start and picks the faster"
+        default="none", description="'auto' measures at start and picks the faster"
     )
     compile: bool = False
-    checkpoint_every: int = Field(500, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
-    sample_every: int = Field(500, ge=0, description="steps between rendered samples; 0 = never")
-    validate_every: int = Field(500, ge=0)
-    log_every: int = Field(20, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+    sample_every: int = Field(default=500, ge=0, description="steps between rendered samples; 0 = never")
+    validate_every: int = Field(default=500, ge=0)
+    log_every: int = Field(default=20, gt=0)
 
     @property
     def total_steps(self) -> int:

@@ -10,20 +10,23 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from openhunyuan.models.vae.model import CausalVAE
 
 
 @torch.no_grad()
-def channel_statistics(vae: nn.Module, clips: list[Tensor]) -> tuple[Tensor, Tensor]:
+def channel_statistics(vae: CausalVAE, clips: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [C] of the VAE's latents (mode, unscaled) over clips [B, 3, T, H, W]."""
     values = torch.cat([vae.encode(clip).mode().transpose(0, 1).flatten(1) for clip in clips], 1).double()
     return values.mean(1).float(), values.std(1).float()
 
 
 @torch.no_grad()
-def fold_normalisation(vae: nn.Module, mean: Tensor, std: Tensor) -> None:
+def fold_normalisation(vae: CausalVAE, mean: Tensor, std: Tensor) -> None:
     """Make ``encode`` give (z − mean) / std and ``decode`` undo it, in place; the reconstruction stays the same."""
     quant, post, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
+    assert quant.bias is not None and post.bias is not None
     scale = std.view(-1, 1, 1, 1, 1)
     quant.weight[:channels] /= scale
     quant.bias[:channels] = (quant.bias[:channels] - mean) / std

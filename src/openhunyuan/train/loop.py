@@ -47,7 +47,8 @@ class Source(Protocol):
 class Task(Protocol):
     """What is trained and by which loss. ``phases`` are optimised in order within a step (generator, discriminator)."""
 
-    phases: tuple[str, ...]
+    @property
+    def phases(self) -> tuple[str, ...]: ...
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The trained module of each phase; the first is the model: averaged, validated, exported."""

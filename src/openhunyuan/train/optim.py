@@ -60,8 +60,10 @@ class Muon(torch.optim.Optimizer):
                 updates = []
                 for p in params:
                     buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(buffer, group["momentum"]))
+                    grad = p.grad
+                    assert grad is not None
+                    buffer.lerp_(grad, 1 - group["momentum"])
+                    updates.append(grad.lerp(buffer, group["momentum"]))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])

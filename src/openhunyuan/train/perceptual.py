@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -23,10 +24,11 @@ class ClipFeatures(nn.Module):
 
         if not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} holds no CLIP vision tower; train it with `openhunyuan train tiny-text`.")
+        self.size = int(json.loads((folder / "config.json").read_text())["vision_config"]["image_size"])
         self.tower = CLIPVisionModel.from_pretrained(folder, use_safetensors=True).requires_grad_(False).eval()
 
     def forward(self, x_NCHW: Tensor) -> list[Tensor]:
-        size = self.tower.config.image_size
+        size = self.size
         if x_NCHW.shape[-2:] != (size, size):
             x_NCHW = F.interpolate(x_NCHW, (size, size), mode="bilinear", align_corners=False)
         states = self.tower(pixel_values=x_NCHW, output_hidden_states=True).hidden_states

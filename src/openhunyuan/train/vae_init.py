@@ -15,11 +15,14 @@ Training then learns what a linear map cannot do.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.models.vae.model import CausalVAE
 
 ANCHOR = 8.0
 _ROWS = 32_000  # regression rows a level
@@ -42,7 +45,7 @@ def _principal(x_BCTHW: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return vectors.flip(1)[:, :k].T.float(), values.flip(0)[:k].clamp_min(1e-8).sqrt().float()
 
 
-def _identity_skip(block: nn.Module) -> None:
+def _identity_skip(block: Any) -> None:
     """Zero residual branch; a channel-changing skip copies the channels that both sides have."""
     nn.init.zeros_(block.conv2.conv.weight)
     nn.init.zeros_(block.conv2.conv.bias)
@@ -58,6 +61,7 @@ def _project_down(conv: nn.Conv3d, directions_KD: Tensor, in_channels: int, stri
     """Write block directions into the taps of a strided causal 3³ convolution that lie on its own block."""
     k = len(directions_KD)
     st, sh, sw = stride
+    assert conv.bias is not None
     conv.weight[:k] = 0
     nn.init.zeros_(conv.bias)
     taps = directions_KD.reshape(k, in_channels, st, sh, sw)
@@ -86,6 +90,7 @@ def _regress(conv: nn.Conv3d, x_BCTHW: Tensor, target_BKTHW: Tensor, generator: 
     gram = rows.T @ rows / len(rows)
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     solution = torch.linalg.solve(gram + ridge, rows.T @ wanted / len(rows)).float()
+    assert conv.bias is not None
     conv.weight[:k] = solution[:-1].T.reshape(k, *conv.weight.shape[1:])
     conv.bias[:k] = solution[-1]
     conv.weight[k:] *= 0.3
@@ -113,7 +118,7 @@ def _anchored_norm(norm: nn.GroupNorm, anchor_channels: dict[int, int], spread: 
 
 
 @torch.no_grad()
-def fit_linear_pyramid(vae: nn.Module, clips_BCTHW: Tensor, seed: int = 0, latent_power: float = 0.5) -> None:
+def fit_linear_pyramid(vae: CausalVAE, clips_BCTHW: Tensor, seed: int = 0, latent_power: float = 0.5) -> None:
     """Initialise a ``CausalVAE`` in place from clips [B, 3, 4n+1, H, W] in [−1, 1]; see the module's text.
 
     ``latent_power``: how far latent channels are equalised; 0 keeps the principal components' own spread, 1 whitens.
@@ -130,7 +135,9 @@ def fit_linear_pyramid(vae: nn.Module, clips_BCTHW: Tensor, seed: int = 0, laten
             f"but got {widths} in {groups} groups; widen the VAE or initialise it at random"
         )
     generator = torch.Generator().manual_seed(seed)
-    encoder, decoder = vae.encoder, vae.decoder
+    # Any: a ModuleList hides what its items are
+    encoder: Any = vae.encoder
+    decoder: Any = vae.decoder
     for part in (encoder, decoder):
         for block in [r for b in (encoder.down_blocks if part is encoder else decoder.up_blocks) for r in b.resnets]:
             _identity_skip(block)
@@ -185,6 +192,7 @@ def fit_linear_pyramid(vae: nn.Module, clips_BCTHW: Tensor, seed: int = 0, laten
     for norm in [*seen, *middle, encoder.conv_norm_out]:
         _anchored_norm(norm, anchors, spreads)
     for layer, width in ((vae.quant_conv, 2 * z), (vae.post_quant_conv, z)):
+        assert layer.bias is not None
         layer.weight.copy_(torch.eye(width).reshape(width, width, 1, 1, 1))
         nn.init.zeros_(layer.bias)
 

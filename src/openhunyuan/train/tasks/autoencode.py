@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from openhunyuan.base.video import write_image
+from openhunyuan.models.vae.model import CausalVAE
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext
 
@@ -22,16 +23,16 @@ Features = Callable[[Tensor], list[Tensor]]
 class AutoencodeConfig(Strict):
     """Loss weights of the report; each term can be switched off with 0, and starts at its own step."""
 
-    l1_weight: float = Field(1.0, ge=0)
-    l2_weight: float = Field(0.0, ge=0, description="squared error: steadier colour early on")
-    perceptual_weight: float = Field(0.1, ge=0)
-    perceptual_start: int = Field(0, ge=0)
-    perceptual_frames: int = Field(4, gt=0, description="frames a clip that the perceptual network sees")
-    adversarial_weight: float = Field(0.05, ge=0)
-    adversarial_start: int = Field(0, ge=0)
-    kl_weight: float = Field(1e-6, ge=0)
-    decoder_only: bool = Field(False, description="keep the encoder, and so every latent made with it, as it is")
-    discriminator_width: int = Field(24, gt=0)
+    l1_weight: float = Field(default=1.0, ge=0)
+    l2_weight: float = Field(default=0.0, ge=0, description="squared error: steadier colour early on")
+    perceptual_weight: float = Field(default=0.1, ge=0)
+    perceptual_start: int = Field(default=0, ge=0)
+    perceptual_frames: int = Field(default=4, gt=0, description="frames a clip that the perceptual network sees")
+    adversarial_weight: float = Field(default=0.05, ge=0)
+    adversarial_start: int = Field(default=0, ge=0)
+    kl_weight: float = Field(default=1e-6, ge=0)
+    decoder_only: bool = Field(default=False, description="keep the encoder, and so every encoded latent")
+    discriminator_width: int = Field(default=24, gt=0)
     discriminator: OptimizerConfig = OptimizerConfig(lr=4e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant")
 
 
@@ -78,7 +79,7 @@ class AutoencodeTask:
     """Trains a ``CausalVAE`` on batches ``{"video": [B, 3, T, H, W] in [−1, 1]}``."""
 
     def __init__(
-        self, config: AutoencodeConfig, vae: nn.Module, features: Features | None, validation: Mapping[str, Tensor]
+        self, config: AutoencodeConfig, vae: CausalVAE, features: Features | None, validation: Mapping[str, Tensor]
     ):
         self.config, self.vae, self.features = config, vae, features
         self.validation = validation
@@ -89,7 +90,7 @@ class AutoencodeTask:
         self.phases = ("model", "discriminator") if self.discriminator else ("model",)
         self._fake: Tensor | None = None
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         return {"model": self.vae} | ({"discriminator": self.discriminator} if self.discriminator else {})
 
     def optimizer(self, phase: str) -> OptimizerConfig | None:

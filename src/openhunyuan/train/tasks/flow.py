@@ -20,10 +20,10 @@ FIXED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 class FlowConfig(Strict):
     """How noise levels are drawn and how often the text is dropped."""
 
-    t_mean: float = Field(0.0, description="mean of the logit of t")
-    t_std: float = Field(1.0, gt=0)
-    t_shift: float = Field(1.0, gt=0, description="shift of drawn times towards noise, as flow_shift in sampling")
-    text_dropout: float = Field(0.1, ge=0, lt=1, description="share of samples whose text is the encoded empty prompt")
+    t_mean: float = Field(default=0.0, description="mean of the logit of t")
+    t_std: float = Field(default=1.0, gt=0)
+    t_shift: float = Field(default=1.0, gt=0, description="shift of drawn times towards noise (as flow_shift)")
+    text_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of samples with the empty prompt")
 
 
 class EmptyText:
