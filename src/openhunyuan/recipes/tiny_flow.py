@@ -122,7 +122,6 @@ def train(
     runs_dir: Path,
     config: TrainConfig | None = None,
     device: torch.device = CPU,
-    compile_core: bool = False,
 ) -> Path:
     """Run ``tiny-image``, or ``tiny-video`` from the image run's weights; ``runs_dir`` holds the text and VAE runs.
 
@@ -151,8 +150,6 @@ def train(
     task = FlowTask(FLOW, dit, EmptyText(empty.states[0][empty.mask[0]], empty.pooled[0]), validation, render)
     record = {"dit": DIT.model_dump(mode="json"), "flow": FLOW.model_dump(mode="json")}
     trainer = Trainer(config, task, LatentBatches(sets, config.seed), run_dir, record, device)
-    if compile_core:
-        dit.compile_core(dynamic=False)
     trainer.run()
     save_dit(run_dir / "dit", dit)
     export(dit, run_dir / "model", finished if finished.is_dir() else vae_dir, text_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,9 @@ def encode_world(folder: Path, spec: WorldLatents, vae: CausalVAE, text: TextEnc
     return ShardDataset(folder)
 
 
-def _encode(spec: WorldLatents, numbers: range, vae: CausalVAE, text: TextEncoder, done) -> list[LatentSample]:  # noqa: ANN001
+def _encode(
+    spec: WorldLatents, numbers: range, vae: CausalVAE, text: TextEncoder, done: Callable[[int], None]
+) -> list[LatentSample]:
     samples: list[LatentSample] = []
     batch = max(1, 33 // spec.num_frames)
     for start in range(numbers.start, numbers.stop, batch):

@@ -93,3 +93,15 @@ def test_validation_and_samples(task, tmp_path):
         task.sample(tmp_path, context())
     assert set(values) == {"psnr_video"} and 0 < values["psnr_video"] < 60
     assert (tmp_path / "video.png").stat().st_size > 0
+
+
+def test_decoder_only_leaves_the_encoder_bit_for_bit():
+    torch.manual_seed(0)
+    vae = CausalVAE(CONFIG)
+    task = AutoencodeTask(AutoencodeConfig(decoder_only=True, adversarial_weight=0), vae, None, {})
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    loss, _ = task.loss("model", {"video": torch.rand(2, 3, 5, 16, 16) * 2 - 1}, context())
+    loss.backward()
+    torch.optim.SGD([p for p in vae.parameters() if p.requires_grad], lr=0.1).step()
+    changed = {name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
