@@ -57,14 +57,16 @@ def _for_tyro(options: type[Record], positional: tuple[str, ...]) -> Any:
     for name, field in options.model_fields.items():
         kind = _value_type(field)
         hint = None
-        if field.default is None:
+        if field.default is None or _is_repeated(field):
             hint = ""
         elif typing.get_origin(kind) is Literal or kind is bool:
             hint = f"(default: {field.default})" if not field.is_required() else None
-        metavar = name.upper() if name in positional else _METAVARS.get(kind)
+        metavar = name.upper() if name in positional else _METAVARS.get(str if _is_repeated(field) else kind)
         marks: list[Any] = [tyro.conf.arg(name=field.alias, metavar=metavar, help_behavior_hint=hint)]
         if name in positional:
             marks.append(tyro.conf.Positional[Any].__metadata__[0])
+        if _is_repeated(field):
+            marks.append(tyro.conf.UseAppendAction[Any].__metadata__[0])
         annotation: Any = field.annotation
         for mark in marks:
             annotation = Annotated[annotation, mark]
@@ -80,6 +82,11 @@ def _value_type(field: FieldInfo) -> Any:
         kinds = [kind for kind in typing.get_args(field.annotation) if kind is not type(None)]
         return kinds[0] if len(kinds) == 1 else field.annotation
     return field.annotation
+
+
+def _is_repeated(field: FieldInfo) -> bool:
+    """Whether the option may be given several times: its field is a tuple of texts."""
+    return typing.get_origin(field.annotation) is tuple
 
 
 def _explain(options: type[Record], args: Sequence[str], prog: str, positional: tuple[str, ...]) -> None:
@@ -113,7 +120,8 @@ def _explain(options: type[Record], args: Sequence[str], prog: str, positional: 
                     hint = f"; a value that begins with a dash is written {option}=VALUE" if rest else ""
                     raise UserError(f"The option {option} needs a value{hint}.")
                 value = rest.pop(0)
-            values[names[option]] = value
+            repeated = _is_repeated(fields[names[option]])
+            values[names[option]] = (*values.get(names[option], ()), value) if repeated else value
     for name, field in fields.items():
         if field.is_required() and name not in values:
             raise UserError(

@@ -1,7 +1,7 @@
 """Files of a generation: names, the checks before any work, and writing with the request inside and beside.
 
 Names. The JSON beside ``out.mp4`` is ``out.json``; where that name is taken (by ``out.png``'s, say) it is
-``out.mp4.json``. Without an output path a new name is made in ``outputs/`` from the prompt and the seed; it never meets
+``out.mp4.json``. Without an output path a new name is made in the output folder from the prompt and the seed; it never meets
 an existing file. A given path is used as it is, and replaces only a file that this package wrote (one that carries a
 request), never anything else. Several videos of one request get ``-<seed>`` before the suffix.
 """
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from openhunyuan.infer.pipeline import Pipeline, Progress
     from openhunyuan.models.load import LoadedModel
 
-OUTPUT_FOLDER = "outputs"
 MADE_BY = "made_by"
 _LATENTS = "latents"
 
@@ -41,7 +40,7 @@ def output_paths(request: Request) -> list[Path]:
     if request.output_path is None:
         words = re.findall(r"[a-z0-9]+", request.prompt.lower())
         stem = "-".join(words)[:60].strip("-") or "video"
-        return [unused_path(Path(OUTPUT_FOLDER) / f"{stem}-seed{seed}{suffix}") for seed in request.seeds]
+        return [unused_path(Path(request.output_dir) / f"{stem}-seed{seed}{suffix}") for seed in request.seeds]
     path = Path(request.output_path)
     if request.num_videos == 1:
         return [path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,9 +66,38 @@ class Request(Record):
     fps: float | None = Field(None, description="Frames a second, above 0 and at most 240.")
     num_videos: int = Field(1, description="How many videos, with seeds seed, seed + 1, ...; 1 to 1000.")
     model: str = Field("tiny", description="A model's name or folder.")
-    output_path: str | None = Field(
-        None, description="File to write: .mp4, or .png for one frame. Default: a new name in outputs/."
+    image: str | None = Field(None, description="Picture to start from (image-to-video); the model must read one.")
+    last_image: str | None = Field(None, description="Picture to end on, with --image; the model must read two.")
+    i2v_resolution: Literal["360p", "540p", "720p"] | None = Field(
+        None, description="With --image: how large; the picture's shape then decides height and width."
     )
+    i2v_stability: bool = Field(
+        False, description="With --image: mix a little of the picture into the noise, for calmer motion."
+    )
+    lora: tuple[str, ...] = Field(
+        (), description="LoRA to apply, PATH or PATH:SCALE (scale 1 when left out); may be given several times."
+    )
+    rewrite: Literal["none", "normal", "master"] = Field(
+        "none", description="Have a language model rewrite the prompt: normal keeps to it, master adds composition."
+    )
+    schedule: Literal["shift", "linear-quadratic"] = Field(
+        "shift",
+        description="How noise levels fall: along flow_shift, or slowly in a line and then in a parabola.",
+    )
+    linear_steps: int | None = Field(
+        None, description="Steps on the line of --schedule linear-quadratic. Default: half of all."
+    )
+    riflex: Literal["auto", "on", "off"] = Field(
+        "auto", description="RIFLEx, against motion that repeats in long videos; auto is on above 192 frames."
+    )
+    enhance_weight: float | None = Field(
+        None, description="Enhance-A-Video: frames attend to each other more, 0 to 10, often 2 to 4. Default: off."
+    )
+    preview: bool = Field(False, description="After each step, write a small guess of the result beside the file.")
+    output_path: str | None = Field(
+        None, description="File to write: .mp4, or .png for one frame. Default: a new name in the output folder."
+    )
+    output_dir: str = Field("outputs", description="Folder for new names, when there is no --output-path.")
 
     @field_validator("prompt")
     @classmethod
@@ -92,7 +121,15 @@ class Request(Record):
         return value
 
     @field_validator(
-        "num_inference_steps", "guidance_scale", "true_cfg_scale", "flow_shift", "seed", "fps", "num_videos"
+        "num_inference_steps",
+        "guidance_scale",
+        "true_cfg_scale",
+        "flow_shift",
+        "seed",
+        "fps",
+        "num_videos",
+        "linear_steps",
+        "enhance_weight",
     )
     @classmethod
     def _range(cls, value: float | None, info: Any) -> float | None:
@@ -103,10 +140,38 @@ class Request(Record):
             raise UserError(f"{info.field_name} is {value:g}, but it must be {words}.")
         return value
 
-    @field_validator("output_path", mode="before")
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora_list(cls, value: Any) -> Any:
+        return (str(value),) if isinstance(value, str | Path) else value
+
+    @field_validator("lora")
+    @classmethod
+    def _lora(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            split_lora(entry)
+        return value
+
+    @field_validator("output_path", "output_dir", "image", "last_image", mode="before")
     @classmethod
     def _output_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.image is None:
+            for name in ("last_image", "i2v_resolution", "i2v_stability"):
+                if getattr(self, name):
+                    raise UserError(f"{name} needs a picture to start from; give image as well.")
+        if self.linear_steps is not None:
+            if self.schedule != "linear-quadratic":
+                raise UserError("linear_steps needs schedule 'linear-quadratic'; set it, or leave linear_steps out.")
+            if self.num_inference_steps is not None and self.linear_steps >= self.num_inference_steps:
+                raise UserError(
+                    f"linear_steps is {self.linear_steps}, but it must be below num_inference_steps, "
+                    f"{self.num_inference_steps}."
+                )
+        return self
 
     @model_validator(mode="after")
     def _output_kind(self) -> Self:
@@ -175,6 +240,22 @@ class Request(Record):
         return self.replace(seed=self.seeds[index], num_videos=1)
 
 
+def split_lora(entry: str) -> tuple[str, float]:
+    """``PATH[:SCALE]`` as (path, scale); without a scale 1. A drive letter's colon (``C:/x``) belongs to the path."""
+    path, colon, text = entry.rpartition(":")
+    try:
+        scale = float(text)
+    except ValueError:
+        path, scale = entry, 1.0
+    if not colon:
+        path, scale = entry, 1.0
+    if not path.strip():
+        raise UserError(f"lora is '{entry}', but it must be a file, or a file and a scale: PATH or PATH:SCALE.")
+    if not math.isfinite(scale):
+        raise UserError(f"The scale of lora '{entry}' must be a finite number.")
+    return path, scale
+
+
 # field -> (lowest, highest, the lowest itself is excluded, the allowed range in words)
 _RANGES: dict[str, tuple[float, float, bool, str]] = {
     "num_inference_steps": (1, 1000, False, "a whole number from 1 to 1000"),
@@ -184,4 +265,6 @@ _RANGES: dict[str, tuple[float, float, bool, str]] = {
     "seed": (0, MAX_SEED, False, f"a whole number from 0 to {MAX_SEED}"),
     "fps": (0, 240, True, "above 0 and at most 240"),
     "num_videos": (1, 1000, False, "a whole number from 1 to 1000"),
+    "linear_steps": (0, 999, False, "a whole number from 0 to 999"),
+    "enhance_weight": (0, 10, False, "from 0 to 10"),
 }
