@@ -1,12 +1,14 @@
 """Attention, rope and norms against their formulas."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from openhunyuan.ops.attention import attention
 from openhunyuan.ops.norms import RMSNorm, gated_add, modulate
-from openhunyuan.ops.rope import apply_rope, rope_freqs
+from openhunyuan.ops.rope import apply_rope, riflex_index, rope_freqs
 
 TOKEN_37 = {
     (0, 2): (0.5403023, 0.8414710),
@@ -67,6 +69,42 @@ def test_rope_freqs_made_in_inference_mode_can_train() -> None:
 def test_rope_freqs_refuses(grid: tuple[int, ...], axes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="rope needs"):
         rope_freqs(grid, axes)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "pair"), [(197, 4), (201, 4), (297, 5), (396, 5), (397, 6), (897, 8), (5001, 8), (17, 4)]
+)
+def test_riflex_index_is_the_official_rule(num_frames: int, pair: int) -> None:
+    """k = clamp(2 + (F + 3) // 100, 4, 8), release fact B.6."""
+    assert riflex_index(num_frames) == pair
+
+
+def test_riflex_index_stays_on_a_narrow_time_axis() -> None:
+    assert riflex_index(897, time_dim=4) == 2
+
+
+def test_riflex_slows_one_pair_of_the_time_axis_alone() -> None:
+    """Written out with complex numbers: pair k turns by 0.9 of a circle over the video, all others as before."""
+    grid, axes, k = (51, 2, 3), (16, 4, 4), 4
+    cos, sin = rope_freqs(grid, axes, 256.0, riflex_k=k)
+    turns = torch.complex(cos, sin).reshape(*grid, 24)[..., ::2].to(torch.complex128)
+    frames = torch.arange(51, dtype=torch.float64)
+    for pair in range(8):
+        rate = 0.9 * 2 * math.pi / 51 if pair == k - 1 else 256.0 ** (-2 * pair / 16)
+        expected = torch.exp(1j * frames * rate)[:, None, None].expand(grid)
+        torch.testing.assert_close(turns[..., pair], expected, atol=1e-5, rtol=0)
+    plain_cos, plain_sin = rope_freqs(grid, axes, 256.0)
+    assert torch.equal(cos[:, 16:], plain_cos[:, 16:])
+    assert torch.equal(sin[:, 16:], plain_sin[:, 16:])
+    # No two frames look alike to the slowed pair: that is what it is for.
+    angles = turns[:, 0, 0, k - 1].angle() % (2 * math.pi)
+    assert angles.diff().min() > 0
+
+
+@pytest.mark.parametrize("pair", [0, 3])
+def test_riflex_refuses_a_pair_that_is_not_there(pair: int) -> None:
+    with pytest.raises(ValueError, match="pairs 1 to 2"):
+        rope_freqs((2, 2, 2), (4, 2, 2), riflex_k=pair)
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.ops.attention import attention
+from openhunyuan.ops.enhance import Enhance
 from openhunyuan.ops.norms import EPS, RMSNorm, gated_add, layer_norm, modulate
 from openhunyuan.ops.rope import apply_rope, rope_freqs
 
@@ -193,7 +194,14 @@ class DoubleBlock(nn.Module):
         self.txt_mlp = MLP(size, config.mlp_size)
 
     def forward(
-        self, img: Tensor, txt: Tensor, vec: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+        self,
+        img: Tensor,
+        txt: Tensor,
+        vec: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        enhance: Enhance | None = None,
     ) -> tuple[Tensor, Tensor]:
         """img: [B, L, C]; txt: [B, S, C]; vec: [B, C]; cos, sin: [L + S, 1, D]; mask: keys [B, 1, 1, L + S]."""
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
@@ -205,6 +213,7 @@ class DoubleBlock(nn.Module):
             cos,
             sin,
             mask,
+            enhance,
         )
         img = gated_add(img, img_gate1, self.img_attn_proj(img_out))
         img = gated_add(img, img_gate2, self.img_mlp(modulate(layer_norm(img), img_shift2, img_scale2)))
@@ -212,7 +221,9 @@ class DoubleBlock(nn.Module):
         txt = gated_add(txt, txt_gate2, self.txt_mlp(modulate(layer_norm(txt), txt_shift2, txt_scale2)))
         return img, txt
 
-    def _attend(self, img: Tensor, txt: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, img: Tensor, txt: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, enhance: Enhance | None
+    ) -> tuple[Tensor, Tensor]:
         """Attention over [image, text]. A method of its own so that queries, keys and values die before the MLP."""
         qkv = self.img_attn_qkv(img)
         img_q, img_k, img_v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
@@ -220,7 +231,7 @@ class DoubleBlock(nn.Module):
         txt_q, txt_k, txt_v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         q = torch.cat((self.img_attn_q_norm(img_q), self.txt_attn_q_norm(txt_q)), dim=1)
         k = torch.cat((self.img_attn_k_norm(img_k), self.txt_attn_k_norm(txt_k)), dim=1)
-        out = attend(q, k, torch.cat((img_v, txt_v), dim=1), cos, sin, mask)
+        out = attend(q, k, torch.cat((img_v, txt_v), dim=1), cos, sin, mask, enhance)
         img_out, txt_out = out.split((img.shape[1], txt.shape[1]), dim=1)
         return img_out, txt_out
 
@@ -237,14 +248,22 @@ class SingleBlock(nn.Module):
         self.q_norm = RMSNorm(config.head_dim)
         self.k_norm = RMSNorm(config.head_dim)
 
-    def forward(self, x: Tensor, vec: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        vec: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        enhance: Enhance | None = None,
+    ) -> Tensor:
         """x: [B, L + S, C], image first; the rest as in `DoubleBlock`."""
         size = x.shape[-1]
         shift, scale, gate = self.modulation(vec)
         y = self.linear1(modulate(layer_norm(x), shift, scale))
         qkv, mlp = y.split((3 * size, y.shape[-1] - 3 * size), dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        out = attend(self.q_norm(q), self.k_norm(k), v, cos, sin, mask)
+        out = attend(self.q_norm(q), self.k_norm(k), v, cos, sin, mask, enhance)
         mlp = gelu(mlp)
         if torch.is_grad_enabled():
             return gated_add(x, gate, self.linear2(torch.cat((out, mlp), dim=-1)))
@@ -259,10 +278,19 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else torch.ops.aten.gelu_(x, approximate="tanh")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+    enhance: Enhance | None = None,
+) -> Tensor:
     """Turn queries and keys by their positions and attend. q, k, v: [B, L, H, D] → [B, L, H·D]."""
     q, k = apply_rope(q, cos, sin).to(v.dtype), apply_rope(k, cos, sin).to(v.dtype)
-    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2).flatten(2)
+    out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2).flatten(2)
+    return out if enhance is None else enhance(out, q, k)
 
 
 class FinalLayer(nn.Module):
@@ -303,13 +331,16 @@ class DiT(nn.Module):
         text_mask: Tensor,
         pooled: Tensor,
         guidance: Tensor | None = None,
+        riflex_k: int | None = None,
+        enhance_weight: float | None = None,
     ) -> Tensor:
         """Velocity (noise − data) of `latents`.
 
         latents: [B, in_channels, T, Y, X], sizes multiples of the patch. timestep: [B], 0 (data) .. 1000 (noise).
         text_states: [B, S, text_dim], valid tokens first. text_mask: [B, S], True where valid, at least one per
         sample. pooled: [B, pooled_dim]. guidance: [B], the embedded scale × 1000 (`diffusion.guidance`), given
-        exactly when the model has a guidance embedder. Returns [B, out_channels, T, Y, X].
+        exactly when the model has a guidance embedder. riflex_k, enhance_weight: see `ops.rope` and `ops.enhance`;
+        None is off. Returns [B, out_channels, T, Y, X].
         Raises ValueError for a text mask that is empty or padded elsewhere than on the right, latents that the
         patch does not divide, or a guidance that does not fit the model.
 
@@ -324,8 +355,9 @@ class DiT(nn.Module):
         if any(size % patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)):
             raise ValueError(f"latent size {tuple(latents.shape[2:])} must be a multiple of {self.config.patch_size}")
         text_states, mask = trim_text(text_states, text_mask)
-        cos, sin = rope_freqs(grid, self.config.rope_axes_dim, self.config.rope_theta, latents.device)
-        return self._core(latents, timestep, text_states, mask, pooled, guidance, cos, sin)
+        cos, sin = rope_freqs(grid, self.config.rope_axes_dim, self.config.rope_theta, latents.device, riflex_k)
+        enhance = None if enhance_weight is None else Enhance(enhance_weight, (grid[0], grid[1], grid[2]))
+        return self._core(latents, timestep, text_states, mask, pooled, guidance, cos, sin, enhance)
 
     def _core(
         self,
@@ -337,6 +369,7 @@ class DiT(nn.Module):
         guidance: Tensor | None,
         cos: Tensor,
         sin: Tensor,
+        enhance: Enhance | None = None,
     ) -> Tensor:
         """`forward` after trimming: no value-dependent control flow. text_mask None: every text token is valid."""
         vec = self.time_in(timestep) + self.vector_in(pooled.to(self.vector_in.in_layer.weight.dtype))
@@ -352,10 +385,10 @@ class DiT(nn.Module):
         sin = F.pad(sin, (0, 0, 0, num_text), value=0.0).unsqueeze(1)
         active = F.silu(vec)
         for block in self.double_blocks:
-            img, txt = block(img, txt, active, cos, sin, mask)
+            img, txt = block(img, txt, active, cos, sin, mask, enhance)
         x = torch.cat((img, txt), dim=1)
         for block in self.single_blocks:
-            x = block(x, active, cos, sin, mask)
+            x = block(x, active, cos, sin, mask, enhance)
         return self._unpatchify(self.final_layer(x[:, :num_image], vec), latents.shape)
 
     def _unpatchify(self, x: Tensor, latent_shape: torch.Size) -> Tensor:
