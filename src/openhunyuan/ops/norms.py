@@ -26,10 +26,16 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x·(1 + scale) + shift. x: [B, L, C]; shift, scale: [B, C], the same for all tokens of a sample."""
+    """x·(1 + scale) + shift. x: [B, L, C]; shift, scale: [B, C] for all tokens, or [B, N, C] for N equal runs of L."""
+    if shift.ndim == 3:
+        runs = x.unflatten(1, (shift.shape[1], -1))
+        return torch.addcmul(shift.unsqueeze(2), runs, 1 + scale.unsqueeze(2)).flatten(1, 2)
     return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
 
 
 def gated_add(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """x + gate·branch. x, branch: [B, L, C]; gate: [B, C]."""
+    """x + gate·branch. x, branch: [B, L, C]; gate: [B, C] for all tokens, or [B, N, C] for N equal runs of L."""
+    if gate.ndim == 3:
+        runs = x.unflatten(1, (gate.shape[1], -1)), branch.unflatten(1, (gate.shape[1], -1))
+        return torch.addcmul(runs[0], gate.unsqueeze(2), runs[1]).flatten(1, 2)
     return torch.addcmul(x, gate.unsqueeze(1), branch)

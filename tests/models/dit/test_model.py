@@ -28,6 +28,7 @@ CONFIGS = {
     ),
     "33 input channels": SMALL.model_copy(update={"in_channels": 33, "rope_theta": 100.0}),
 }
+REPLACE = SMALL.model_copy(update={"image_condition_type": "token_replace"})
 
 
 def random_dit(config: DiTConfig, seed: int = 0) -> DiT:
@@ -58,12 +59,11 @@ def inputs(config: DiTConfig, lengths: tuple[int, ...], max_length: int = 9, see
     return batch_inputs | ({"guidance": torch.full((batch,), 6016.0)} if config.guidance_embed else {})
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-@pytest.mark.parametrize("lengths", [(5, 7), (9, 3), (6, 6)])
-def test_forward_equals_diffusers(config: DiTConfig, lengths: tuple[int, int]) -> None:
+def in_diffusers(model: DiT) -> torch.nn.Module:
+    """The same network as diffusers builds it."""
     from diffusers import HunyuanVideoTransformer3DModel
 
-    model = random_dit(config)
+    config = model.config
     other = HunyuanVideoTransformer3DModel(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
@@ -78,22 +78,65 @@ def test_forward_equals_diffusers(config: DiTConfig, lengths: tuple[int, int]) -
         rope_theta=config.rope_theta,
         rope_axes_dim=config.rope_axes_dim,  # pyright: ignore[reportArgumentType]
         guidance_embeds=config.guidance_embed,
+        image_condition_type=config.image_condition_type,
     ).eval()
     other.load_state_dict(to_diffusers(model.state_dict()), strict=True)
+    return other
+
+
+def run_diffusers(other: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return other(
+        hidden_states=batch["latents"],
+        timestep=batch["timestep"],
+        encoder_hidden_states=batch["text_states"],
+        encoder_attention_mask=batch["text_mask"].long(),
+        pooled_projections=batch["pooled"],
+        guidance=batch.get("guidance"),
+        return_dict=False,
+    )[0]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("lengths", [(5, 7), (9, 3), (6, 6)])
+def test_forward_equals_diffusers(config: DiTConfig, lengths: tuple[int, int]) -> None:
+    model = random_dit(config)
     batch = inputs(config, lengths)
     with torch.no_grad():
-        ours = model(**batch)
-        theirs = other(
-            hidden_states=batch["latents"],
-            timestep=batch["timestep"],
-            encoder_hidden_states=batch["text_states"],
-            encoder_attention_mask=batch["text_mask"].long(),
-            pooled_projections=batch["pooled"],
-            guidance=batch.get("guidance"),
-            return_dict=False,
-        )[0]
+        ours, theirs = model(**batch), run_diffusers(in_diffusers(model), batch)
     assert theirs.abs().mean() > 0.1, "the comparison would be empty"
     assert (ours - theirs).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_token_replace_equals_diffusers(guidance: bool) -> None:
+    config = REPLACE.model_copy(update={"guidance_embed": guidance})
+    model, batch = random_dit(config), inputs(config, (5, 7))
+    first = torch.tensor([[True, False, False]] * 2)
+    with torch.no_grad():
+        ours, theirs = model(**batch, clean_frames=first), run_diffusers(in_diffusers(model), batch)
+        assert (ours - model(**batch)).abs().max() > 1e-2, "the clean frame would not matter"
+    assert (ours - theirs).abs().max() <= 1e-5
+    # The path with gradients is another one.
+    torch.testing.assert_close(model(**batch, clean_frames=first).detach(), ours, atol=2e-6, rtol=0)
+
+
+def test_each_sample_has_its_own_clean_frames() -> None:
+    """What a batch mixes (none, first, first and last) gives what each sample gives alone; no frame is none given."""
+    model, batch = random_dit(REPLACE), inputs(REPLACE, (5, 7, 6))
+    clean = torch.tensor([[False, False, False], [True, False, False], [True, False, True]])
+    with torch.no_grad():
+        together = model(**batch, clean_frames=clean)
+        for i in range(3):
+            one = {name: value[i : i + 1] for name, value in batch.items()}
+            alone = model(**one, clean_frames=clean[i : i + 1]) if i else model(**one)
+            torch.testing.assert_close(together[i : i + 1], alone, atol=2e-6, rtol=0)
+
+
+def test_clean_frames_are_refused_where_they_mean_nothing() -> None:
+    with pytest.raises(ValueError, match="token_replace"):
+        random_dit(SMALL)(**inputs(SMALL, (3,)), clean_frames=torch.tensor([[True, False, False]]))
+    with pytest.raises(ValueError, match="shape"):
+        random_dit(REPLACE)(**inputs(REPLACE, (3,)), clean_frames=torch.tensor([[True, False]]))
 
 
 def test_released_size_keys_and_parameters() -> None:
@@ -199,6 +242,10 @@ def test_config_refuses_what_does_not_fit() -> None:
         DiTConfig(hidden_size=96, num_heads=4)
     with pytest.raises(ValueError, match="num_heads"):
         DiTConfig(hidden_size=100, num_heads=24)
+    with pytest.raises(ValueError, match="in_channels 33"):
+        DiTConfig(image_condition_type="latent_concat")
+    with pytest.raises(ValueError, match="image_condition_type"):
+        DiTConfig(last_image=True)
     with pytest.raises(ValueError, match="hiden_size"):
         DiTConfig.model_validate({"hiden_size": 96})
     assert DiTConfig.model_validate_json(SMALL.model_dump_json()) == SMALL

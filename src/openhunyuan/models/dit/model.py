@@ -202,9 +202,14 @@ class DoubleBlock(nn.Module):
         sin: Tensor,
         mask: Tensor | None,
         enhance: Enhance | None = None,
+        frame_vec: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """img: [B, L, C]; txt: [B, S, C]; vec: [B, C]; cos, sin: [L + S, 1, D]; mask: keys [B, 1, 1, L + S]."""
-        img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(vec)
+        """img: [B, L, C]; txt: [B, S, C]; vec: [B, C]; cos, sin: [L + S, 1, D]; mask: keys [B, 1, 1, L + S].
+
+        frame_vec: [B, T, C], the vectors of image tokens where latent frames differ; None: `vec` is everybody's.
+        """
+        img_vec = vec if frame_vec is None else frame_vec
+        img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = self.img_mod(img_vec)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(vec)
 
         img_out, txt_out = self._attend(
@@ -256,21 +261,43 @@ class SingleBlock(nn.Module):
         sin: Tensor,
         mask: Tensor | None,
         enhance: Enhance | None = None,
+        frame_vec: Tensor | None = None,
+        num_image: int = 0,
     ) -> Tensor:
-        """x: [B, L + S, C], image first; the rest as in `DoubleBlock`."""
+        """x: [B, L + S, C], image first (num_image = L); the rest as in `DoubleBlock`."""
         size = x.shape[-1]
         shift, scale, gate = self.modulation(vec)
-        y = self.linear1(modulate(layer_norm(x), shift, scale))
+        normed = layer_norm(x)
+        if frame_vec is None:
+            modulated = modulate(normed, shift, scale)
+        else:
+            img_shift, img_scale, img_gate = self.modulation(frame_vec)
+            img, txt = normed.split((num_image, x.shape[1] - num_image), dim=1)
+            modulated = torch.cat((modulate(img, img_shift, img_scale), modulate(txt, shift, scale)), dim=1)
+        y = self.linear1(modulated)
         qkv, mlp = y.split((3 * size, y.shape[-1] - 3 * size), dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         out = attend(self.q_norm(q), self.k_norm(k), v, cos, sin, mask, enhance)
         mlp = gelu(mlp)
         if torch.is_grad_enabled():
-            return gated_add(x, gate, self.linear2(torch.cat((out, mlp), dim=-1)))
-        # v is spent and lies just before mlp, which was activated in place: with the attention's result written
-        # over v, the last columns of y are the concatenation, without the copy or its memory.
-        v.flatten(2).copy_(out)
-        return gated_add(x, gate, self.linear2(y[..., 2 * size :]))
+            branch = self.linear2(torch.cat((out, mlp), dim=-1))
+        else:
+            # v is spent and lies just before mlp, which was activated in place: with the attention's result written
+            # over v, the last columns of y are the concatenation, without the copy or its memory.
+            v.flatten(2).copy_(out)
+            branch = self.linear2(y[..., 2 * size :])
+        if frame_vec is None:
+            return gated_add(x, gate, branch)
+        img, txt = (
+            gated_add(*parts)
+            for parts in zip(
+                x.split((num_image, x.shape[1] - num_image), dim=1),
+                (img_gate, gate),
+                branch.split((num_image, x.shape[1] - num_image), dim=1),
+                strict=True,
+            )
+        )
+        return torch.cat((img, txt), dim=1)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -333,6 +360,7 @@ class DiT(nn.Module):
         guidance: Tensor | None = None,
         riflex_k: int | None = None,
         enhance_weight: float | None = None,
+        clean_frames: Tensor | None = None,
     ) -> Tensor:
         """Velocity (noise − data) of `latents`.
 
@@ -340,9 +368,14 @@ class DiT(nn.Module):
         text_states: [B, S, text_dim], valid tokens first. text_mask: [B, S], True where valid, at least one per
         sample. pooled: [B, pooled_dim]. guidance: [B], the embedded scale × 1000 (`diffusion.guidance`), given
         exactly when the model has a guidance embedder. riflex_k, enhance_weight: see `ops.rope` and `ops.enhance`;
-        None is off. Returns [B, out_channels, T, Y, X].
+        None is off. clean_frames: [B, T] bool, True at latent frames that are given without noise (token replace);
+        None: none are. Returns [B, out_channels, T, Y, X].
         Raises ValueError for a text mask that is empty or padded elsewhere than on the right, latents that the
-        patch does not divide, or a guidance that does not fit the model.
+        patch does not divide, a guidance that does not fit the model, or clean frames for a model without token
+        replace.
+
+        The tokens of clean frames are modulated as at time 0 and without guidance, in every block; text, refiner and
+        final layer are told the real time (release fact I.1).
 
         Padding never reaches the blocks where lengths allow: text is cut to the longest valid length first, and a
         key mask is used only if lengths differ. This function is the eager part (it looks at values); `_core`
@@ -354,10 +387,14 @@ class DiT(nn.Module):
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
         if any(size % patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)):
             raise ValueError(f"latent size {tuple(latents.shape[2:])} must be a multiple of {self.config.patch_size}")
+        if clean_frames is not None and self.config.image_condition_type != "token_replace":
+            raise ValueError("clean frames need a model whose image_condition_type is token_replace")
+        if clean_frames is not None and clean_frames.shape != (len(latents), grid[0]):
+            raise ValueError(f"clean_frames must have shape {(len(latents), grid[0])}, not {tuple(clean_frames.shape)}")
         text_states, mask = trim_text(text_states, text_mask)
         cos, sin = rope_freqs(grid, self.config.rope_axes_dim, self.config.rope_theta, latents.device, riflex_k)
         enhance = None if enhance_weight is None else Enhance(enhance_weight, (grid[0], grid[1], grid[2]))
-        return self._core(latents, timestep, text_states, mask, pooled, guidance, cos, sin, enhance)
+        return self._core(latents, timestep, text_states, mask, pooled, guidance, cos, sin, enhance, clean_frames)
 
     def _core(
         self,
@@ -370,9 +407,11 @@ class DiT(nn.Module):
         cos: Tensor,
         sin: Tensor,
         enhance: Enhance | None = None,
+        clean_frames: Tensor | None = None,
     ) -> Tensor:
         """`forward` after trimming: no value-dependent control flow. text_mask None: every text token is valid."""
-        vec = self.time_in(timestep) + self.vector_in(pooled.to(self.vector_in.in_layer.weight.dtype))
+        pooled_vec = self.vector_in(pooled.to(self.vector_in.in_layer.weight.dtype))
+        vec = self.time_in(timestep) + pooled_vec
         if self.guidance_in is not None and guidance is not None:
             vec = vec + self.guidance_in(guidance)
         txt = self.txt_in(text_states, timestep, text_mask)
@@ -383,12 +422,15 @@ class DiT(nn.Module):
         # Text has no position; a turn by zero lets image and text be turned together without cutting them apart.
         cos = F.pad(cos, (0, 0, 0, num_text), value=1.0).unsqueeze(1)
         sin = F.pad(sin, (0, 0, 0, num_text), value=0.0).unsqueeze(1)
-        active = F.silu(vec)
+        active, frame_vec = F.silu(vec), None
+        if clean_frames is not None:
+            at_zero = F.silu(self.time_in(torch.zeros_like(timestep)) + pooled_vec)
+            frame_vec = torch.where(clean_frames[..., None], at_zero[:, None], active[:, None])
         for block in self.double_blocks:
-            img, txt = block(img, txt, active, cos, sin, mask, enhance)
+            img, txt = block(img, txt, active, cos, sin, mask, enhance, frame_vec)
         x = torch.cat((img, txt), dim=1)
         for block in self.single_blocks:
-            x = block(x, active, cos, sin, mask, enhance)
+            x = block(x, active, cos, sin, mask, enhance, frame_vec, num_image)
         return self._unpatchify(self.final_layer(x[:, :num_image], vec), latents.shape)
 
     def _unpatchify(self, x: Tensor, latent_shape: torch.Size) -> Tensor:
