@@ -16,7 +16,7 @@ from openhunyuan.diffusion.flow import (
     velocity_target,
 )
 from openhunyuan.diffusion.guidance import classifier_free, embedded_guidance
-from openhunyuan.diffusion.schedule import shift_sigma, sigmas, timesteps
+from openhunyuan.diffusion.schedule import linear_quadratic_sigmas, shift_sigma, sigmas, timesteps
 
 
 def _randn(*shape: int, seed: int = 0) -> Tensor:
@@ -67,6 +67,49 @@ def test_classifier_free_guidance() -> None:
     torch.testing.assert_close(classifier_free(uncond, cond, 1.0), cond)
     torch.testing.assert_close(classifier_free(uncond, cond, 0.0), uncond)
     torch.testing.assert_close(classifier_free(uncond, cond, 5.0), uncond + 5 * (cond - uncond))
+
+
+def test_linear_quadratic_fixtures() -> None:
+    """Release fact E.2: 25 steps of 1/1000, then the parabola."""
+    levels = linear_quadratic_sigmas(50)
+    expected = {0: 1.0, 1: 0.999, 25: 0.975, 26: 0.97248, 49: 0.07548, 50: 0.0}
+    for step, value in expected.items():
+        assert levels[step].item() == pytest.approx(value, abs=5e-6)
+    assert torch.equal(levels, linear_quadratic_sigmas(50, 25))
+
+
+@pytest.mark.parametrize(("steps", "line"), [(50, 25), (20, 10), (9, 1), (64, 40)])
+def test_linear_quadratic_equals_diffusers(steps: int, line: int) -> None:
+    from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+    theirs = torch.tensor([*linear_quadratic_schedule(steps, line / 1000, line), 0.0])
+    torch.testing.assert_close(linear_quadratic_sigmas(steps, line), theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("steps", "line"), [(1, None), (2, 0), (50, 49), (1000, 10)])
+def test_linear_quadratic_falls_smoothly(steps: int, line: int | None) -> None:
+    levels = linear_quadratic_sigmas(steps, line)
+    assert (levels[0].item(), levels[-1].item()) == (1.0, 0.0)
+    falls = -levels.double().diff()
+    assert (falls > 0).all()
+    assert (falls.diff() > -1e-6).all(), "no step is smaller than the one before"
+
+
+@pytest.mark.parametrize(("steps", "line"), [(10, 10), (10, -1), (0, None), (1001, 5)])
+def test_linear_quadratic_refuses(steps: int, line: int | None) -> None:
+    with pytest.raises(ValueError, match="linear steps"):
+        linear_quadratic_sigmas(steps, line)
+
+
+def test_denoise_estimates_the_data_at_every_step() -> None:
+    data, noise = _randn(2, 2, 4, 3)
+    estimates: list[Tensor] = []
+    denoise(
+        lambda _x, _t: velocity_target(data, noise), noise, sigmas(4, 3.0), None, lambda *at: estimates.append(at[2])
+    )
+    assert len(estimates) == 4
+    for estimate in estimates:
+        torch.testing.assert_close(estimate, data, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (3, 7.0), (20, 5.0)])

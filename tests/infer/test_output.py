@@ -15,9 +15,11 @@ from openhunyuan.infer.output import (
     latents_path,
     load_latents,
     output_paths,
+    preview_path,
     read_request,
     save_latents,
     sidecar_path,
+    slug,
 )
 from openhunyuan.infer.pipeline import Pipeline
 from openhunyuan.infer.request import Request
@@ -44,7 +46,8 @@ def test_the_request_is_inside_and_beside(pipe: Pipeline, tmp_path: Path) -> Non
     assert (inside["seed"], inside["num_frames"], inside["num_inference_steps"]) == (1, 5, 3)
     assert inside[MADE_BY]["dtype"] == "float32"
     request, made_by = read_request(path)
-    assert all(getattr(request, name) is not None for name in Request.model_fields)
+    open_fields = {name for name in Request.model_fields if getattr(request, name) is None}
+    assert open_fields == {"image", "last_image", "i2v_resolution", "linear_steps", "enhance_weight"}
     assert made_by["weights"] == pipe.model.spec.sha256
 
 
@@ -92,6 +95,49 @@ def test_default_names_are_new(pipe: Pipeline, tmp_path: Path, monkeypatch: pyte
     assert first != second
     assert first.exists()
     assert second.exists()
+
+
+@pytest.mark.parametrize(
+    "prompt, name",
+    [
+        ('A cat: "run"\n<now>/../?*|', "a-cat-run-now"),
+        ("Café Ünïcode", "cafe-unicode"),
+        ("一只猫在草地上走" * 30, "video"),
+        ("CON", "video"),
+        ("com1", "video"),
+        ("...", "video"),
+        ("x" * 300, "x" * 60),
+        ("trailing dot. ", "trailing-dot"),
+    ],
+)
+def test_names_are_safe_on_every_system(prompt: str, name: str) -> None:
+    assert slug(prompt) == name
+
+
+def test_names_too_long_for_a_file_system_are_refused_early(tmp_path: Path) -> None:
+    check_output(tmp_path / ("x" * 220 + ".mp4"))
+    with pytest.raises(UserError, match="too long"):
+        check_output(tmp_path / ("猫" * 80 + ".mp4"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_preview_lies_beside_the_file(pipe: Pipeline, tmp_path: Path) -> None:
+    (path,) = make(pipe, output_path=str(tmp_path / "out.mp4"), preview=True)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out.json", "out.mp4", "out.preview.mp4"]
+    frames, fps = read_video(preview_path(path))
+    assert (frames.shape, fps) == ((2, 256, 256, 3), 2.0)
+    assert read_metadata(preview_path(path))["step"] == 3
+    (image,) = make(pipe, output_path=str(tmp_path / "one.png"), preview=True)
+    assert read_video(preview_path(image))[0].shape == (1, 256, 256, 3)
+    plain = make(pipe, output_path=str(tmp_path / "plain.mp4"))[0]
+    assert np.array_equal(read_video(plain)[0], read_video(path)[0])
+
+
+def test_a_preview_replaces_no_foreign_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "out.preview.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    check_output(tmp_path / "out.mp4")
+    with pytest.raises(UserError, match=r"out.preview.mp4 exists and was not made"):
+        check_output(tmp_path / "out.mp4", preview=True)
 
 
 def test_video_and_image_of_one_name_keep_their_json(pipe: Pipeline, tmp_path: Path) -> None:

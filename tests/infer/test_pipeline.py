@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from openhunyuan.base.device import noise
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.diffusion.schedule import sigmas
@@ -66,6 +68,36 @@ def test_guidance_is_what_the_formula_says(pipe: Pipeline) -> None:
     expected = other.latents + 4.0 * (start.latents - other.latents)
     torch.testing.assert_close(result.latents, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(result.latents, start.latents, atol=1e-3)
+
+
+def test_the_linear_quadratic_schedule_is_used(pipe: Pipeline) -> None:
+    """Two steps, none on the line: the level in the middle is 1 - 2/1000 - (1 - 2/1000)/4 + 1/1000 = 0.7495."""
+    seen: list[Tensor] = []
+    fields = {"seed": 1, "num_inference_steps": 2, "schedule": "linear-quadratic", "linear_steps": 0}
+    result = pipe(prompt=RED, callback=lambda _done, _total, latents: seen.append(latents), **fields)
+    start = noise((16, 2, 4, 4), [1])
+    # One step of the same first velocity down to 0 gives it; 0.7495 = 1 - 0.001 - 0.998 / 4.
+    whole = pipe(prompt=RED, seed=1, num_inference_steps=1).latents - start
+    torch.testing.assert_close(seen[0] - start, whole * (1 - 0.7495), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(result.latents, pipe(prompt=RED, seed=1, num_inference_steps=2).latents, atol=1e-4)
+
+
+def test_long_videos_and_enhancement_reach_the_transformer(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict] = []
+    plain = pipe.model.dit.forward
+
+    def spy(*args: Tensor, **fields: object) -> Tensor:
+        seen.append(fields)
+        return plain(*args, **fields)
+
+    monkeypatch.setattr(pipe.model.dit, "forward", spy)
+    small = {"seed": 1, "num_inference_steps": 1, "true_cfg_scale": 1.0}
+    base = pipe(prompt=RED, **small).latents
+    riflex = pipe(prompt=RED, riflex="on", **small).latents
+    enhanced = pipe(prompt=RED, enhance_weight=3.0, true_cfg_scale=1.0, seed=1, num_inference_steps=1).latents
+    assert [(call["riflex_k"], call["enhance_weight"]) for call in seen] == [(None, None), (2, None), (None, 3.0)]
+    assert not torch.equal(riflex, base)
+    assert not torch.equal(enhanced, base)
 
 
 def test_the_prompt_and_the_negative_prompt_matter(pipe: Pipeline) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.infer.request import Request
+from openhunyuan.infer.request import Request, split_lora
 from openhunyuan.models.zoo import ModelDefaults
 
 DEFAULTS = ModelDefaults(
@@ -44,6 +44,21 @@ DEFAULTS = ModelDefaults(
         ({"output_path": "a.png", "num_frames": 5}, "one frame"),
         ({"output_path": "a.mp4", "num_frames": 1}, "end in .png"),
         ({"num_frame": 5}, "did you mean num_frames"),
+        ({"prompt": "word " * 5000}, "5000 words"),
+        ({"negative_prompt": "word " * 5000}, "negative_prompt has 5000 words"),
+        ({"prompt": "字" * 20_000}, "20000 characters"),
+        ({"i2v_stability": True}, "i2v_stability needs a picture"),
+        ({"last_image": "b.png"}, "last_image needs a picture"),
+        ({"i2v_resolution": "720p"}, "i2v_resolution needs a picture"),
+        ({"i2v_resolution": "8k", "image": "a.png"}, "i2v_resolution is '8k'"),
+        ({"lora": (":0.5",)}, "must be a file"),
+        ({"lora": ("a.safetensors:nan",)}, "finite"),
+        ({"rewrite": "Master"}, "rewrite is 'Master'"),
+        ({"schedule": "quadratic"}, "schedule is 'quadratic'"),
+        ({"linear_steps": 5}, "needs schedule"),
+        ({"schedule": "linear-quadratic", "linear_steps": 9, "num_inference_steps": 9}, "below num_inference_steps"),
+        ({"enhance_weight": -1}, "enhance_weight is -1"),
+        ({"riflex": "yes"}, "riflex is 'yes'"),
     ],
 )
 def test_bad_values(fields: dict, message: str) -> None:
@@ -73,6 +88,36 @@ def test_one_of_several() -> None:
     request = Request(prompt="a", seed=5, num_videos=3).resolve(DEFAULTS)
     assert request.seeds == [5, 6, 7]
     assert (request.one(2).seed, request.one(2).num_videos) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    "entry, path, scale",
+    [
+        ("a.safetensors", "a.safetensors", 1.0),
+        ("a.safetensors:0.5", "a.safetensors", 0.5),
+        ("a:b.safetensors:-1", "a:b.safetensors", -1.0),
+        ("C:/loras/a.safetensors", "C:/loras/a.safetensors", 1.0),
+        ("C:/loras/a.safetensors:2", "C:/loras/a.safetensors", 2.0),
+    ],
+)
+def test_lora_entries(entry: str, path: str, scale: float) -> None:
+    assert split_lora(entry) == (path, scale)
+    assert Request(prompt="a", lora=entry).lora == (entry,)  # type: ignore[arg-type]
+    assert Request(prompt="a", lora=[entry, entry]).lora == (entry, entry)  # type: ignore[arg-type]
+
+
+def test_riflex_is_for_long_videos_unless_said() -> None:
+    """The official bound is 192 frames (release fact B.6)."""
+    asked = Request(prompt="a")
+    used = [asked.replace(num_frames=frames).uses_riflex for frames in (129, 189, 193, 257)]
+    assert used == [False, False, True, True]
+    assert asked.replace(num_frames=129, riflex="on").uses_riflex
+    assert not asked.replace(num_frames=257, riflex="off").uses_riflex
+
+
+def test_a_step_bound_of_the_model_is_checked_when_resolved() -> None:
+    with pytest.raises(UserError, match="linear_steps is 30"):
+        Request(prompt="a", schedule="linear-quadratic", linear_steps=30).resolve(DEFAULTS)
 
 
 def test_paths_are_stored_as_text() -> None:

@@ -15,19 +15,28 @@ StepCallback = Callable[[int, int, Tensor], None]
 
 
 @torch.no_grad()
-def denoise(velocity_fn: VelocityFn, noise: Tensor, sigmas: Tensor, callback: StepCallback | None = None) -> Tensor:
+def denoise(
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    sigmas: Tensor,
+    callback: StepCallback | None = None,
+    estimate: StepCallback | None = None,
+) -> Tensor:
     """Take noise [B, ...] to data along `sigmas` [N + 1] (1 → 0): x ← x + v·(σ_next − σ).
 
-    Latents stay fp32 between steps whatever the network computes in. `callback` is called after every step.
-    Returns fp32 latents.
+    Latents stay fp32 between steps whatever the network computes in. `callback` is called after every step;
+    `estimate` as well, with the data the step pointed at, x − σ·v, in place of the latents. Returns fp32 latents.
     """
     latents = noise.float()
     levels = sigmas.float().cpu()
     steps = levels.diff().tolist()
     times = timesteps(levels).tolist()
-    for index, (time, step) in enumerate(zip(times, steps, strict=True)):
+    for index, (time, level, step) in enumerate(zip(times, levels[:-1].tolist(), steps, strict=True)):
         timestep = torch.full((len(latents),), time, dtype=torch.float32, device=latents.device)
-        latents = latents + velocity_fn(latents, timestep).float() * step
+        velocity = velocity_fn(latents, timestep).float()
+        if estimate is not None:
+            estimate(index + 1, len(steps), latents - velocity * level)
+        latents = latents + velocity * step
         if callback is not None:
             callback(index + 1, len(steps), latents)
     return latents

@@ -1,4 +1,4 @@
-"""Noise levels of a sampling run (release fact E.1)."""
+"""Noise levels of a sampling run (release facts E.1 and E.2)."""
 
 import torch
 from torch import Tensor
@@ -20,6 +20,23 @@ def sigmas(num_steps: int, shift: float = 1.0) -> Tensor:
     if num_steps < 1 or shift <= 0:
         raise ValueError(f"a schedule needs at least one step and a positive shift, got {num_steps} and {shift}")
     return shift_sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float32), shift)
+
+
+def linear_quadratic_sigmas(num_steps: int, linear_steps: int | None = None) -> Tensor:
+    """Noise levels that start as the first steps of a run of 1000 and then fall along a parabola, fp32 [N + 1] on CPU.
+
+    After i steps the level is 1 − i/1000 on the line, `linear_steps` long (None: half of all), and from there on the
+    parabola that leaves the line smoothly and reaches 0 at the end (release fact E.2, after MovieGen): few steps then
+    do the work of many where it matters, at high noise. It takes the place of the shift.
+
+    Raises ValueError unless 0 ≤ linear_steps < num_steps ≤ 1000.
+    """
+    line = num_steps // 2 if linear_steps is None else linear_steps
+    if not 0 <= line < num_steps <= MODEL_TIME:
+        raise ValueError(f"a schedule needs 0 <= linear steps < steps <= 1000, got {line} and {num_steps}")
+    steps = torch.arange(num_steps + 1, dtype=torch.float64)
+    bend = ((steps - line).clamp(min=0) / (num_steps - line)).square()
+    return (1 - steps / MODEL_TIME - (1 - num_steps / MODEL_TIME) * bend).clamp(min=0).float()
 
 
 def timesteps(levels: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Files of a generation: names, the checks before any work, and writing with the request inside and beside.
 
 Names. The JSON beside ``out.mp4`` is ``out.json``; where that name is taken (by ``out.png``'s, say) it is
-``out.mp4.json``. Without an output path a new name is made in the output folder from the prompt and the seed; it never meets
-an existing file. A given path is used as it is, and replaces only a file that this package wrote (one that carries a
-request), never anything else. Several videos of one request get ``-<seed>`` before the suffix.
+``out.mp4.json``; the preview is ``out.preview.mp4``. Without an output path a new name is made in the output folder
+from the prompt and the seed: lower-case ASCII letters, digits and dashes, so that every file system takes it. It never
+meets an existing file. A given path is used as it is, and replaces only a file that this package wrote (one that
+carries a request), never anything else. Several videos of one request get ``-<seed>`` before the suffix.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 MADE_BY = "made_by"
 _LATENTS = "latents"
+_MAX_NAME_BYTES = 255
 
 _log = get_logger("output")
 
@@ -38,13 +41,22 @@ def output_paths(request: Request) -> list[Path]:
     """The file of each video of a resolved request. Makes and opens nothing."""
     suffix = IMAGE_SUFFIX if request.size.is_image else VIDEO_SUFFIX
     if request.output_path is None:
-        words = re.findall(r"[a-z0-9]+", request.prompt.lower())
-        stem = "-".join(words)[:60].strip("-") or "video"
+        stem = slug(request.prompt)
         return [unused_path(Path(request.output_dir) / f"{stem}-seed{seed}{suffix}") for seed in request.seeds]
     path = Path(request.output_path)
     if request.num_videos == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{seed}{path.suffix}") for seed in request.seeds]
+
+
+def slug(prompt: str) -> str:
+    """A name made of a prompt: at most 60 of a-z, 0-9 and dashes; accents are dropped, other scripts give "video".
+
+    A name that Windows keeps for a device (con, aux, com1, ...) gets the same treatment.
+    """
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    stem = "-".join(re.findall(r"[a-z0-9]+", plain))[:60].strip("-")
+    return "video" if not stem or re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", stem) else stem
 
 
 def unused_path(path: Path) -> Path:
@@ -80,11 +92,24 @@ def latents_path(path: Path) -> Path:
     return path.with_suffix(".latents.safetensors")
 
 
-def check_output(path: Path) -> None:
-    """Raise ``UserError`` if ``path`` cannot or must not be written. Leaves nothing behind.
+def preview_path(path: Path) -> Path:
+    """out.mp4 -> out.preview.mp4."""
+    return path.with_name(f"{path.stem}.preview{path.suffix}")
+
+
+def check_output(path: Path, preview: bool = False) -> None:
+    """Raise ``UserError`` if ``path`` (or its preview) cannot or must not be written. Leaves nothing behind.
 
     Done before any model is loaded: minutes of work must not end at a read-only folder.
     """
+    longest = len(latents_path(path).name.encode())
+    if longest > _MAX_NAME_BYTES:
+        raise UserError(
+            f"The output name {path.name} is too long: with what is written beside it, it takes {longest} bytes, "
+            f"and file systems allow {_MAX_NAME_BYTES}; choose a shorter one."
+        )
+    if preview:
+        check_output(preview_path(path))
     if path.is_dir():
         raise UserError(f"The output path {path} is a folder; give a file name in it.")
     if path.exists():
@@ -198,11 +223,14 @@ def generate_files(
         progress: video index -> callback of the denoising steps.
         decoding: called with the video index when its denoising is done.
     """
+    from openhunyuan.infer.preview import Preview
+
     for index, path in enumerate(paths):
         # What is stored in a file makes that file alone, wherever it lies.
         single = request.one(index).replace(output_path=str(path))
         metadata = metadata_of(single, pipe.model)
-        latents = pipe.sample(single, progress(index) if progress else None)
+        preview = Preview(pipe.model.vae, preview_path(path), single) if single.preview else None
+        latents = pipe.sample(single, progress(index) if progress else None, preview)
         kept = latents_path(path)
         save_latents(kept, latents, metadata)
         if decoding:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -23,11 +24,12 @@ from openhunyuan.base.record import unknown
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.diffusion.denoise import denoise
 from openhunyuan.diffusion.guidance import classifier_free, embedded_guidance
-from openhunyuan.diffusion.schedule import sigmas
+from openhunyuan.diffusion.schedule import linear_quadratic_sigmas, sigmas
 from openhunyuan.infer.request import Request
 from openhunyuan.models.load import LoadedModel, load_model
 from openhunyuan.models.vae.tiling import TilingConfig
 from openhunyuan.models.zoo import ModelDefaults
+from openhunyuan.ops.rope import riflex_index
 
 Progress = Callable[[int, int, Tensor], None]
 """(steps done, steps in all, latents after the step)."""
@@ -111,9 +113,12 @@ class Pipeline:
         frames = [self.decode(sample)[0] for sample in latents]
         return Result(frames, torch.cat(latents), request)
 
-    def sample(self, request: Request, callback: Progress | None = None) -> Tensor:
-        """Latents [1, C, t, h, w] of a resolved request for one video, float32 on the CPU."""
-        return self._sample([request.prompt], request, request.seeds[:1], callback)
+    def sample(self, request: Request, callback: Progress | None = None, estimate: Progress | None = None) -> Tensor:
+        """Latents [1, C, t, h, w] of a resolved request for one video, float32 on the CPU.
+
+        ``estimate`` is called like ``callback``, with what the step took the finished latents to be (for previews).
+        """
+        return self._sample([request.prompt], request, request.seeds[:1], callback, estimate)
 
     def generate_batch(
         self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, **fields: Any
@@ -146,15 +151,22 @@ class Pipeline:
 
     @torch.inference_mode()
     def _sample(
-        self, prompts: Sequence[str], request: Request, seeds: Sequence[int], callback: Progress | None
+        self,
+        prompts: Sequence[str],
+        request: Request,
+        seeds: Sequence[int],
+        callback: Progress | None,
+        estimate: Progress | None = None,
     ) -> Tensor:
         """Latents [B, C, t, h, w] of prompts that share everything but text and seed, float32 on the CPU."""
         model, size, batch = self.model, request.size, len(prompts)
         model.check_fit()
         dit, device, dtype = model.dit, model.device, model.dtype
-        steps, shift = request.num_inference_steps, request.flow_shift
+        levels = _sigmas(request)
+        riflex_k = riflex_index(size.num_frames, dit.config.rope_axes_dim[0]) if request.uses_riflex else None
+        predict = partial(dit, riflex_k=riflex_k, enhance_weight=request.enhance_weight)
         scale, embedded = request.true_cfg_scale, request.guidance_scale
-        assert steps is not None and shift is not None and scale is not None and embedded is not None
+        assert scale is not None and embedded is not None
 
         guided = scale > 1
         # The negative prompt is encoded in the same call, so both halves are padded to one length.
@@ -168,13 +180,13 @@ class Pipeline:
 
         def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
             if not guided:
-                return dit(latents.to(dtype), timestep, states, mask, pooled, guidance).float()
-            both = dit(torch.cat([latents, latents]).to(dtype), timestep.repeat(2), states, mask, pooled, guidance)
+                return predict(latents.to(dtype), timestep, states, mask, pooled, guidance).float()
+            both = predict(torch.cat([latents, latents]).to(dtype), timestep.repeat(2), states, mask, pooled, guidance)
             uncond, cond = both.float().chunk(2)
             return classifier_free(uncond, cond, scale)
 
         start = noise((dit.config.in_channels, *_latent_shape(size)), seeds).to(device)
-        return denoise(velocity, start, sigmas(steps, shift), callback).cpu()
+        return denoise(velocity, start, levels, callback, estimate).cpu()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[np.ndarray]:
@@ -186,6 +198,15 @@ class Pipeline:
             video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             out.append(video.permute(1, 2, 3, 0).cpu().contiguous().numpy())
         return out
+
+
+def _sigmas(request: Request) -> Tensor:
+    """The noise levels of a resolved request [N + 1], fp32 on the CPU."""
+    steps, shift = request.num_inference_steps, request.flow_shift
+    assert steps is not None and shift is not None
+    if request.schedule == "linear-quadratic":
+        return linear_quadratic_sigmas(steps, request.linear_steps)
+    return sigmas(steps, shift)
 
 
 def _latent_shape(size: VideoSize) -> tuple[int, int, int]:

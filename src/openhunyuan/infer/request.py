@@ -15,6 +15,9 @@ from openhunyuan.base.sizes import VideoSize, check_num_frames, check_side
 
 VIDEO_SUFFIX = ".mp4"
 IMAGE_SUFFIX = ".png"
+RIFLEX_FRAMES = 192
+MAX_PROMPT_WORDS = 1000
+MAX_PROMPT_CHARACTERS = 10_000
 
 
 class Defaults(Protocol):
@@ -104,7 +107,12 @@ class Request(Record):
     def _prompt(cls, prompt: str) -> str:
         if not prompt.strip():
             raise UserError("The prompt is empty; say what the video should show.")
-        return prompt
+        return _not_too_long("prompt", prompt)
+
+    @field_validator("negative_prompt")
+    @classmethod
+    def _negative_prompt(cls, prompt: str | None) -> str | None:
+        return prompt if prompt is None else _not_too_long("negative_prompt", prompt)
 
     @field_validator("num_frames")
     @classmethod
@@ -235,9 +243,28 @@ class Request(Record):
             raise UserError("The request leaves its seed open; resolve it with a model's defaults first.")
         return [self.seed + index for index in range(self.num_videos)]
 
+    @property
+    def uses_riflex(self) -> bool:
+        """Whether RIFLEx slows time down: asked for, or left to the length (the official bound, release fact B.6)."""
+        return self.riflex == "on" or (self.riflex == "auto" and (self.num_frames or 0) > RIFLEX_FRAMES)
+
     def one(self, index: int) -> Request:
         """The request of the ``index``-th video alone, which makes that same video."""
         return self.replace(seed=self.seeds[index], num_videos=1)
+
+
+def _not_too_long(name: str, text: str) -> str:
+    """``text``, or ``UserError`` for one far beyond what any text encoder here reads.
+
+    A text a little too long for a model is not refused here: the model reads its beginning and says what it cut.
+    """
+    words, characters = len(text.split()), len(text)
+    if words > MAX_PROMPT_WORDS or characters > MAX_PROMPT_CHARACTERS:
+        raise UserError(
+            f"The {name} has {words} words and {characters} characters, but at most {MAX_PROMPT_WORDS} words and "
+            f"{MAX_PROMPT_CHARACTERS} characters are taken, and a model reads about 200 words; shorten it."
+        )
+    return text
 
 
 def split_lora(entry: str) -> tuple[str, float]:
