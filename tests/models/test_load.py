@@ -135,8 +135,8 @@ def test_what_is_not_a_model(tmp_path: Path, micro_model_folder: Path) -> None:
         check_model("no-such-model")
     with pytest.raises(UserError, match=r"no model\.json"):
         check_model(str(tmp_path))
-    with pytest.raises(UserError, match="one weights file"):
-        check_model(str(micro_model_folder / "dit" / "model.safetensors"))
+    with pytest.raises(UserError, match="holds no HunyuanVideo transformer"):
+        check_model(str(micro_model_folder / "vae" / "model.safetensors"))
     whole = (micro_model_folder / "dit" / "model.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:1000])
     with pytest.raises(UserError, match="truncated"):

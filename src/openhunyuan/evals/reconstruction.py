@@ -143,9 +143,9 @@ def run_reconstruction(
         raise UserError("num_videos and batch_size must be at least 1.")
     import torch
 
-    from openhunyuan.models.load import load_model
+    from openhunyuan.convert.load import open_model
 
-    loaded = load_model(model, device, torch.float32)
+    loaded = open_model(model, device, torch.float32)
     vae, defaults = loaded.vae, loaded.spec.defaults
 
     @torch.inference_mode()

@@ -1,7 +1,8 @@
 """Model folders in and out of memory. The layout is described in ``models.zoo``.
 
-Networks are built without memory (on the meta device) and the file's tensors become their parameters, so that loading
-needs each weight once. Every unknown or missing key, and every tensor of a wrong shape, is named.
+Networks are built without memory (on the meta device) and the file's tensors, mapped, become their parameters: where
+format and device are right nothing is copied, elsewhere each weight once. Every unknown or missing key, and every
+tensor of a wrong shape, is named.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -20,92 +22,163 @@ from torch import Tensor, nn
 from openhunyuan.base.device import pick_device, pick_dtype
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import nearest, read_json, sentence
+from openhunyuan.base.tensorfile import StoredTensor, stored_safetensors
 from openhunyuan.base.weights import load_safetensors, save_safetensors
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.text.encoder import TextEncoder
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
-from openhunyuan.models.zoo import WEIGHTS, ModelDefaults, ModelSpec, check_model, file_sha256, weight_files
+from openhunyuan.models.zoo import (
+    CONFIG,
+    WEIGHTS,
+    ImageCondition,
+    ModelDefaults,
+    ModelFiles,
+    ModelSpec,
+    check_model,
+    file_sha256,
+    find_model,
+    weight_files,
+)
+from openhunyuan.ops.float8 import SCALE, is_quantized, quantize, replace_linear
 
-CONFIG = "config.json"
 Net = TypeVar("Net", bound=nn.Module)
+
+
+class Shaped(Protocol):
+    """Anything with a shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Mappable(Shaped, Protocol):
+    """A tensor that is not in memory yet."""
+
+    def map(self) -> Tensor: ...
 
 
 class LoadedModel:
     """A model whose parts are read when they are first used, on one device in one dtype.
 
     Attributes:
-        folder: where it was read from.
-        spec: its ``model.json``.
+        files: where its parts lie.
+        folder: the model's own folder.
+        spec: its ``model.json``, or what is known of a released model.
+        float8: whether the transformer's linears are kept in eight bits.
+        text_precision: one of ``models.text.encoder.PRECISIONS`` for the text encoders; None: float16 for released
+            ones on a GPU (release fact D.1), elsewhere ``dtype``. To be set before ``text`` is first used.
+        strings: file of released templates and negative prompts, see ``models.text.templates``.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
-        self.folder = folder
-        self.spec = spec
+    def __init__(
+        self, files: ModelFiles, device: torch.device, dtype: torch.dtype, readers: Readers, float8: bool = False
+    ) -> None:
+        self.files = files
+        self.folder = files.folder
+        self.spec = files.spec
         self.device = device
         self.dtype = dtype
+        self.float8 = float8
+        self.text_precision: str | None = None
+        self.strings: Path | str | None = None
+        self._readers = readers
 
     @cached_property
     def dit(self) -> DiT:
         """The transformer, in eval mode, without gradients."""
-        return load_dit(self.folder / "dit", self.device, self.dtype)
+        return self._readers.dit(self.files.dit, self.device, self.dtype, self.float8)
 
     @cached_property
     def vae(self) -> CausalVAE:
         """The VAE, in eval mode, without gradients."""
-        return load_vae(self.folder / "vae", self.device, self.dtype)
+        return self._readers.vae(self.files.vae, self.device, self.dtype)
 
     @cached_property
     def text(self) -> TextEncoder:
         """Both text encoders."""
+        precision = self.text_precision
+        if precision is None and self.files.layout != "openhunyuan" and self.device.type == "cuda":
+            precision = "float16"
         return TextEncoder.from_folder(
-            self.folder / "text_encoder", self.folder / "text_encoder_2", device=self.device, dtype=self.dtype
+            self.files.text_encoder,
+            self.files.text_encoder_2,
+            device=self.device,
+            dtype=self.dtype,
+            precision=precision,
+            strings=self.strings,
         )
 
-    def check_fit(self) -> None:
-        """Raise ``UserError`` unless the transformer reads what the text encoders and the VAE give."""
+    def free_text(self) -> None:
+        """Give the text encoders' memory back; they are read again when they are next used."""
+        if self.__dict__.pop("text", None) is not None and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def check_fit(self, text_widths: tuple[int, int] | None = None) -> None:
+        """Raise ``UserError`` unless the transformer reads what the text encoders and the VAE give.
+
+        ``text_widths`` are those of the states and of the pooled vector, where the text encoders are gone again.
+        """
         config = self.dit.config
+        states_width, pooled_width = text_widths or (self.text.states_width, self.text.pooled_width)
         for what, given, wanted in (
-            ("language model's width", self.text.states_width, config.text_dim),
-            ("CLIP text model's width", self.text.pooled_width, config.pooled_dim),
-            ("VAE's latent_channels", self.vae.config.latent_channels, config.in_channels),
+            ("language model's width", states_width, config.text_dim),
+            ("CLIP text model's width", pooled_width, config.pooled_dim),
+            ("VAE's latent_channels", self.vae.config.latent_channels, config.out_channels),
         ):
             if given != wanted:
                 raise UserError(f"In {self.folder} the {what} is {given}, but the transformer expects {wanted}.")
 
 
+@dataclass(frozen=True)
+class Readers:
+    """How the networks of a model are read: ``dit(path, device, dtype, float8)`` and ``vae(path, device, dtype)``."""
+
+    dit: Callable[[Path, torch.device, torch.dtype, bool], DiT]
+    vae: Callable[[Path, torch.device, torch.dtype], CausalVAE]
+
+
 def load_model(
-    name_or_path: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    name_or_path: str,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    float8: bool = False,
+    readers: Readers | None = None,
 ) -> LoadedModel:
     """Check a model's files and return it, its parts not yet read.
 
     Args:
-        name_or_path: a name of ``models.zoo.MODELS`` or a model folder.
+        name_or_path: a name of ``models.zoo.MODELS`` or a model's path.
         device: None takes the best one here.
         dtype: None takes bfloat16 on a GPU that has it, float32 elsewhere; the stored format does not matter.
+        float8: keep the linears of the transformer's blocks in eight bits; weights that are stored so always are.
+        readers: None reads our own layout; ``convert.load.open_model`` gives those of every public layout.
 
     Raises:
         UserError: unknown model, missing, truncated or pickled files.
     """
-    folder, spec = check_model(str(name_or_path))
+    check_model(str(name_or_path))
+    files = find_model(str(name_or_path))
     where = device if isinstance(device, torch.device) else pick_device(device)
-    return LoadedModel(folder, spec, where, pick_dtype(dtype, where))
+    return LoadedModel(files, where, pick_dtype(dtype, where), readers or Readers(load_dit, load_vae), float8)
 
 
-def load_dit(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> DiT:
-    """The transformer of a component folder (config.json, model.safetensors)."""
+def load_dit(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, float8: bool = False
+) -> DiT:
+    """The transformer of a component folder of ours (config.json, model.safetensors)."""
     folder = Path(folder)
     values = read_json(folder / CONFIG)
     try:
         config = DiTConfig(**values)
     except ValidationError as error:
         raise UserError(f"{folder / CONFIG}: {sentence(error, DiTConfig)}") from None
-    return _load(lambda: DiT(config), folder, device, dtype)
+    return build_dit(config, _mapped(folder), str(folder), device, dtype, float8)
 
 
 def load_vae(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CausalVAE:
-    """The VAE of a component folder (config.json, model.safetensors)."""
+    """The VAE of a component folder of ours (config.json, model.safetensors)."""
     folder = Path(folder)
     try:
         config = VAEConfig.from_dict(read_json(folder / CONFIG))
@@ -113,17 +186,67 @@ def load_vae(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         raise UserError(f"{folder / CONFIG}: {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} has a value of the wrong type ({error}).") from None
-    return _load(lambda: CausalVAE(config), folder, device, dtype)
+    return build_vae(config, _mapped(folder), str(folder), device, dtype)
 
 
-def _load(build: Callable[[], Net], folder: Path, device: str | torch.device, dtype: torch.dtype) -> Net:
-    state: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        for name, tensor in load_safetensors(path).items():
-            state[name] = tensor.to(device=device, dtype=dtype) if tensor.is_floating_point() else tensor.to(device)
+def build_dit(
+    config: DiTConfig,
+    state: Mapping[str, Mappable],
+    source: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    float8: bool = False,
+) -> DiT:
+    """A transformer from tensors that are mapped one after another, each once.
+
+    A weight with a ``weight_scale`` beside it stays in eight bits, whatever ``dtype``; ``float8`` quantizes the others
+    that the release quantizes. Raises ``UserError`` for keys or shapes that are not those of ``config``.
+    """
     with torch.device("meta"):
-        net = build()
-    check_state(net.state_dict(), state, str(folder))
+        net = DiT(config)
+    quantized = {name.removesuffix(f".{SCALE}") for name in state if name.endswith(f".{SCALE}")}
+    linears = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+    for name in sorted(quantized & linears):
+        replace_linear(net, name)
+    check_state(net.state_dict(), state, source)
+    wanted = {name for name in linears - quantized if float8 and is_quantized(name)}
+
+    values: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        module, _, parameter = name.rpartition(".")
+        if parameter == SCALE or (module in quantized and parameter == "weight"):
+            values[name] = tensor.map().to(device)
+        elif parameter == "weight" and module in wanted:
+            weight, scale = quantize(tensor.map())
+            replace_linear(net, module)
+            values[name], values[f"{module}.{SCALE}"] = weight.to(device), scale.to(device)
+        else:
+            values[name] = tensor.map().to(device=device, dtype=dtype)
+    return _filled(net, values)
+
+
+def build_vae(
+    config: VAEConfig,
+    state: Mapping[str, Mappable],
+    source: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> CausalVAE:
+    """A VAE from tensors that are mapped one after another, each once."""
+    with torch.device("meta"):
+        net = CausalVAE(config)
+    check_state(net.state_dict(), state, source)
+    return _filled(net, {name: tensor.map().to(device=device, dtype=dtype) for name, tensor in state.items()})
+
+
+def _mapped(folder: Path) -> dict[str, StoredTensor]:
+    state: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        state |= stored_safetensors(path)
+    return state
+
+
+def _filled(net: Net, state: Mapping[str, Tensor]) -> Net:
     net.load_state_dict(state, assign=True)
     left = [name for name, buffer in net.named_buffers() if buffer.is_meta]
     if left:
@@ -131,7 +254,9 @@ def _load(build: Callable[[], Net], folder: Path, device: str | torch.device, dt
     return net.eval().requires_grad_(False)
 
 
-def check_state(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+def check_state(
+    wanted: Mapping[str, Shaped], given: Mapping[str, Shaped], source: str, cause: str = "its config.json says"
+) -> None:
     """Raise ``UserError`` unless ``given`` has exactly the keys and shapes of ``wanted``; says which are wrong."""
     unknown_keys = [name for name in given if name not in wanted]
     missing = [name for name in wanted if name not in given]
@@ -142,10 +267,9 @@ def check_state(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], sourc
     if missing:
         raise UserError(f"The weights in {source} lack keys: {_some(missing)}.")
     for name, tensor in wanted.items():
-        if given[name].shape != tensor.shape:
+        if tuple(given[name].shape) != tuple(tensor.shape):
             raise UserError(
-                f"In {source} the tensor {name} has shape {list(given[name].shape)}, "
-                f"but its config.json says {list(tensor.shape)}."
+                f"In {source} the tensor {name} has shape {list(given[name].shape)}, but {cause} {list(tensor.shape)}."
             )
 
 
@@ -189,6 +313,9 @@ def save_model_folder(
     dtype: torch.dtype | None = torch.float16,
     description: str = "",
     licence: str = "Apache-2.0",
+    image_condition_type: ImageCondition | None = None,
+    image_optional: bool = False,
+    last_image: bool = False,
 ) -> ModelSpec:
     """Write a complete model folder and return its spec.
 
@@ -199,6 +326,7 @@ def save_model_folder(
         defaults: what a request leaves open.
         name: the model's name.
         dtype: stored format of all floating weights; None keeps each as it is. Loading casts to the compute format.
+        image_condition_type, image_optional, last_image: what the weights were trained to do with pictures.
     """
     dst = Path(dst)
     if not isinstance(defaults, ModelDefaults):
@@ -208,7 +336,16 @@ def save_model_folder(
     for source, component in ((Path(llm_dir), "text_encoder"), (Path(clip_dir), "text_encoder_2")):
         _copy_text_model(source, dst / component, dtype)
     hashes = {path.relative_to(dst).as_posix(): file_sha256(path) for path in sorted(dst.rglob("*.safetensors"))}
-    spec = ModelSpec(name=name, description=description, licence=licence, defaults=defaults, sha256=hashes)
+    spec = ModelSpec(
+        name=name,
+        description=description,
+        licence=licence,
+        defaults=defaults,
+        image_condition_type=image_condition_type,
+        image_optional=image_optional,
+        last_image=last_image,
+        sha256=hashes,
+    )
     _write_json(dst / "model.json", spec.model_dump(mode="json"))
     return spec
 

@@ -8,12 +8,14 @@ A model folder holds::
     text_encoder/               a decoder-only LLM in the Hugging Face layout, its tokenizer, template.json
     text_encoder_2/             a CLIP text model in the Hugging Face layout, its tokenizer
 
-Any folder of this layout works wherever a model's name does.
+Any folder of this layout works wherever a model's name does, and so does a model as others publish it: an official
+folder, a diffusers folder, a transformer's file with the other parts around it (see ``models.layout``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,11 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, nearest, read_json
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.weights import count_parameters, read_header
+from openhunyuan.models.layout import CONFIG, PICKLES, ImageCondition, Layout, Parts, find_parts
 
 COMPONENTS = ("dit", "vae", "text_encoder", "text_encoder_2")
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_STEMS = ("model", "diffusion_pytorch_model")
 
 
 class ModelDefaults(Record):
@@ -50,12 +52,19 @@ class ModelDefaults(Record):
 
 
 class ModelSpec(Record):
-    """A model folder's ``model.json``."""
+    """A model folder's ``model.json``; for models of other layouts, what is known of them."""
 
     name: str
     description: str = ""
     licence: str = "Apache-2.0"
     defaults: ModelDefaults
+    image_condition_type: ImageCondition | None = Field(
+        None,
+        description="How a picture comes in: token_replace (frame 0 is the picture at time 0) or latent_concat "
+        "(33 input channels); None takes no picture.",
+    )
+    image_optional: bool = Field(False, description="Weights that read a picture also make videos from text alone.")
+    last_image: bool = Field(False, description="Weights that read a picture to start from also read one to end on.")
     sha256: dict[str, str] = Field(default_factory=dict, description="Weights file (relative) -> SHA-256.")
 
 
@@ -75,40 +84,119 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
-def model_folder(name_or_path: str) -> Path:
-    """The folder of a named model or of a path. Raises ``UserError`` for anything else, naming the nearest name."""
+LICENCE = "Tencent Hunyuan Community Licence (grants nothing in the European Union, the United Kingdom and South Korea)"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A complete model on disk.
+
+    Attributes:
+        layout: whose arrangement it is.
+        folder: the model's own folder.
+        dit, vae: a component folder or a weights file.
+        text_encoder, text_encoder_2: the folders of the language model and of CLIP.
+        spec: its ``model.json``, or what is known of a released model.
+    """
+
+    layout: Layout
+    folder: Path
+    dit: Path
+    vae: Path
+    text_encoder: Path
+    text_encoder_2: Path
+    spec: ModelSpec
+
+
+def released_spec(name: str, condition: ImageCondition | None) -> ModelSpec:
+    """What is known of the released weights: the official defaults (release facts E.5, G.1 and I.1)."""
+    defaults = ModelDefaults(
+        height=720,
+        width=1280,
+        num_frames=129,
+        num_inference_steps=50,
+        guidance_scale=1.0 if condition == "latent_concat" else 6.0,
+        flow_shift=7.0,
+        fps=24,
+    )
+    what = "image-to-video" if condition else "text-to-video"
+    return ModelSpec(
+        name=name,
+        description=f"HunyuanVideo, {what}.",
+        licence=LICENCE,
+        defaults=defaults,
+        image_condition_type=condition,
+    )
+
+
+def find_model(name_or_path: str) -> ModelFiles:
+    """The parts of a model, by name or by the path of a folder or a transformer's file, in any layout.
+
+    Raises:
+        UserError: an unknown name (names the nearest), no model there, a part missing.
+    """
     entry = MODELS.get(name_or_path)
     if entry is not None:
         if not (entry.folder / "model.json").is_file():
             raise UserError(f"The model '{name_or_path}' is not in this installation ({entry.folder}); reinstall it.")
-        return entry.folder
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        if not (path / "model.json").is_file():
-            raise UserError(f"The folder {path} is not a model: it has no model.json.")
-        return path
-    if path.is_file():
-        read_header(path)  # Says first what is wrong with the file itself: a pickle, truncated, not safetensors.
-        raise UserError(f"{path} is one weights file, but a model is a folder with a model.json; give the folder.")
-    near = nearest(name_or_path, MODELS)
-    hint = f"did you mean {near}?" if near else f"known models are {', '.join(MODELS)}, or give a model folder."
-    raise UserError(f"Unknown model '{name_or_path}'; {hint}")
+        path = entry.folder
+    else:
+        path = Path(name_or_path).expanduser()
+        if not path.exists():
+            near = nearest(name_or_path, MODELS)
+            hint = f"did you mean {near}?" if near else f"known models are {', '.join(MODELS)}, or give a model's path."
+            raise UserError(f"Unknown model '{name_or_path}'; {hint}")
+    parts = find_parts(path)
+    if parts is None:
+        raise UserError(
+            f"{path} is not a model: it has no model.json (ours), no model_index.json (diffusers), no transformers "
+            "folder (official) and no diffusion_models folder (ComfyUI)."
+        )
+    return _complete(parts, path)
+
+
+def _complete(parts: Parts, path: Path) -> ModelFiles:
+    dit, vae, text, clip = parts.dit, parts.vae, parts.text_encoder, parts.text_encoder_2
+    if dit is None or vae is None or text is None or clip is None:
+        places = {
+            "dit": "the transformer",
+            "vae": "the folder vae",
+            "text_encoder": "the folder text_encoder (the language model)",
+            "text_encoder_2": "the folder text_encoder_2 (CLIP)",
+        }
+        lacking = " and ".join(places[name] for name in parts.missing())
+        raise UserError(f"The model {path} is not complete: {lacking} was not found in or above {parts.folder}.")
+    if parts.layout == "openhunyuan":
+        spec = ModelSpec.read(parts.folder / "model.json")
+    else:
+        spec = released_spec(parts.folder.resolve().name, parts.image_condition_type)
+    return ModelFiles(parts.layout, parts.folder, dit, vae, text, clip, spec)
+
+
+def model_folder(name_or_path: str) -> Path:
+    """The folder of a named model or of a path. Raises ``UserError`` for anything else, naming the nearest name."""
+    return find_model(name_or_path).folder
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component, single or sharded. Raises ``UserError`` when there are none."""
-    single = folder / WEIGHTS
-    if single.exists():
+    """The safetensors files of one component, single or sharded. Raises ``UserError`` when there are none.
+
+    A shard that the index names is listed whether or not it is there.
+    """
+    single = next((path for stem in _STEMS if (path := folder / f"{stem}.safetensors").exists()), None)
+    if single is not None:
         return [single]
-    index = folder / INDEX
-    if index.exists():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise UserError(f"{index} has no weight_map; copy or download it again.")
-        return [folder / str(name) for name in sorted(set(names.values()))]
+    names = indexed_names(folder)
+    if names:
+        return [folder / name for name in sorted(set(names.values()))]
     if not folder.is_dir():
         raise UserError(f"The model has no folder {folder}.")
-    pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return others
+    if others:
+        raise UserError(f"{folder} has several weights files and no index that says which belong together.")
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise UserError(
             f"{pickles[0]} is a pickle, but {WEIGHTS} is expected: pickles can run code when they are loaded; "
@@ -117,27 +205,66 @@ def weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} has no {WEIGHTS}.")
 
 
+def indexed_names(folder: Path) -> dict[str, str]:
+    """Tensor -> shard, of a component folder with an index; empty without one."""
+    if any((folder / f"{stem}.safetensors").exists() for stem in _STEMS):
+        return {}
+    index = next(iter(sorted(folder.glob("*.safetensors.index*.json"))), None)
+    if index is None:
+        return {}
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index} has no weight_map; copy or download it again.")
+    shards = {str(key): str(name) for key, name in names.items()}
+    foreign = next((name for name in shards.values() if Path(name).name != name), None)
+    if foreign is not None:
+        raise UserError(f"{index} names the shard {foreign}, which is not in its own folder; download it again.")
+    return shards
+
+
 def check_model(name_or_path: str) -> tuple[Path, ModelSpec]:
     """Find a model and check its files' headers: (folder, spec). Fast, and before torch is imported."""
-    folder = model_folder(name_or_path)
-    spec = ModelSpec.read(folder / "model.json")
+    files = find_model(name_or_path)
     for component in COMPONENTS:
-        if not (folder / component / "config.json").is_file():
-            raise UserError(f"The model {folder} is not complete: {component}/config.json is missing.")
-        for path in weight_files(folder / component):
-            read_header(path)
-    return folder, spec
+        place: Path = getattr(files, component)
+        if files.layout == "openhunyuan" and not (place / CONFIG).is_file():
+            raise UserError(f"The model {files.folder} is not complete: {component}/{CONFIG} is missing.")
+        for path in component_files(files, component):
+            _check_file(path)
+    return files.folder, files.spec
+
+
+def component_files(files: ModelFiles, component: str) -> list[Path]:
+    """The weights files of one part."""
+    place: Path = getattr(files, component)
+    if place.is_file():
+        return [place]
+    if files.layout != "openhunyuan" and not any(place.glob("*.safetensors")):
+        # Official transformers and VAE come as pickles; only tensors are read from them.
+        pickles = sorted(path for path in place.iterdir() if path.suffix in PICKLES)
+        if pickles:
+            return pickles
+    return weight_files(place)
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix not in PICKLES:
+        if not path.exists():
+            raise UserError(f"The shard {path} is missing, though an index names it; download it again.")
+        read_header(path)
+    elif not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is truncated or not a PyTorch file; copy or download it again.")
 
 
 def component_parameters(folder: Path) -> dict[str, int]:
-    """Parameters of each component, counted from the weights' headers."""
+    """Parameters of each component of our layout, counted from the weights' headers."""
     return {
         component: sum(count_parameters(path) for path in weight_files(folder / component)) for component in COMPONENTS
     }
 
 
 def component_bytes(folder: Path) -> dict[str, int]:
-    """Bytes on disk of each component, all its files."""
+    """Bytes on disk of each component of our layout, all its files."""
     return {
         component: sum(path.stat().st_size for path in (folder / component).rglob("*") if path.is_file())
         for component in COMPONENTS
