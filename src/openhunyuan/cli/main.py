@@ -20,6 +20,7 @@ PROG = "openhunyuan"
 VERBS: dict[str, tuple[str, str]] = {
     "generate": ("openhunyuan.cli.generate", "Make a video (or an image) from a prompt."),
     "replay": ("openhunyuan.cli.replay", "Make a generated file's frames again, from the request inside it."),
+    "rewrite": ("openhunyuan.cli.rewrite", "Have a language model rewrite a prompt, as `generate --rewrite` would."),
     "evaluate": ("openhunyuan.cli.evaluate", "Measure a model: alignment with prompts, or reconstruction by its VAE."),
     "train": ("openhunyuan.cli.train", "Run a named training recipe; it resumes where its directory stands."),
     "info": ("openhunyuan.cli.info", "Say what a model is: parts, sizes, defaults, licence."),

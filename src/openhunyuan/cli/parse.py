@@ -46,7 +46,7 @@ def parse(options: type[Options], args: Sequence[str], prog: str, positional: tu
         _explain(options, args, prog, positional)
         raise UserError(_unboxed(complaint.getvalue())) from None
     sys.stderr.write(complaint.getvalue())
-    return options(**{field.alias or name: getattr(read, name) for name, field in options.model_fields.items()})
+    return options(**{field.alias or name: getattr(read, name) for name, field in _fields(options).items()})
 
 
 def _for_tyro(options: type[Record], positional: tuple[str, ...]) -> Any:
@@ -54,7 +54,7 @@ def _for_tyro(options: type[Record], positional: tuple[str, ...]) -> Any:
     import tyro
 
     fields: dict[str, Any] = {}
-    for name, field in options.model_fields.items():
+    for name, field in _fields(options).items():
         kind = _value_type(field)
         hint = None
         if field.default is None or _is_repeated(field):
@@ -76,6 +76,16 @@ def _for_tyro(options: type[Record], positional: tuple[str, ...]) -> Any:
     return create_model(options.__name__, **fields)
 
 
+def _fields(options: type[Record]) -> dict[str, FieldInfo]:
+    """The fields that are options. A record within the record (a result that is kept) is not something one types."""
+
+    def is_record(field: FieldInfo) -> bool:
+        kind = _value_type(field)
+        return isinstance(kind, type) and issubclass(kind, Record)
+
+    return {name: field for name, field in options.model_fields.items() if not is_record(field)}
+
+
 def _value_type(field: FieldInfo) -> Any:
     """The type of a field without its ``| None``."""
     if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
@@ -91,7 +101,7 @@ def _is_repeated(field: FieldInfo) -> bool:
 
 def _explain(options: type[Record], args: Sequence[str], prog: str, positional: tuple[str, ...]) -> None:
     """Read the options once more, plainly, and raise ``UserError`` at the first thing that is wrong."""
-    fields = {field.alias or name: field for name, field in options.model_fields.items()}
+    fields = {field.alias or name: field for name, field in _fields(options).items()}
     names = {f"--{name.replace('_', '-')}": name for name in fields if name not in positional}
     flags = {option for option, name in names.items() if _value_type(fields[name]) is bool}
     values: dict[str, Any] = {}

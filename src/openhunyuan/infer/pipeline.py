@@ -85,6 +85,8 @@ class Pipeline:
         asks_embedded = request.guidance_scale not in (None, self.defaults.guidance_scale)
         if asks_embedded and not self.model.dit.config.guidance_embed:
             _log.warning("guidance_scale is not used: this model has no guidance embedder; see true_cfg_scale.")
+        if request.rewrite != "none" and request.rewritten is None:
+            _log.warning("The prompt is used as it is: infer.rewrite.rewriter.rewrite_request rewrites one.")
         resolved = request.resolve(self.defaults)
         if request.negative_prompt and resolved.true_cfg_scale == 1:
             _log.warning("negative_prompt is not used: it needs true_cfg_scale above 1.")

@@ -12,6 +12,7 @@ from openhunyuan.base.device import MAX_SEED, random_seed
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.base.sizes import VideoSize, check_num_frames, check_side
+from openhunyuan.infer.rewrite.record import Rewrite
 
 VIDEO_SUFFIX = ".mp4"
 IMAGE_SUFFIX = ".png"
@@ -82,6 +83,9 @@ class Request(Record):
     )
     rewrite: Literal["none", "normal", "master"] = Field(
         "none", description="Have a language model rewrite the prompt: normal keeps to it, master adds composition."
+    )
+    rewritten: Rewrite | None = Field(
+        None, description="What rewriting gave; prompt is then the text to use, and is not rewritten again."
     )
     schedule: Literal["shift", "linear-quadratic"] = Field(
         "shift",

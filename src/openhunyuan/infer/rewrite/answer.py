@@ -1,0 +1,139 @@
+"""From a language model's answer to a prompt: the JSON object in it, the checks, and the one order of its parts."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.record import Record
+from openhunyuan.caption.camera import camera_phrase
+from openhunyuan.caption.schema import Caption
+from openhunyuan.infer.rewrite.record import RewriteError
+
+MAX_WORDS = 220
+"""Longer prompts are refused: the released text encoder would cut them."""
+MAX_CHARACTERS = 20_000
+
+_PARTS = ("dense", "background", "shot_type", "camera", "lighting", "style", "atmosphere")
+_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」|『([^』]+)』|«([^»]+)»")
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_REFUSAL = re.compile(
+    r"\W*(i(['’]m| am)( so| very)? sorry|sorry,|i apologi[sz]e|i (can|could|will|would|must)( ?not|n['’]t)\b"
+    r"|i (can|won)['’]t\b|i(['’]m| am) (unable|not able)|as an ai\b|unable to"
+    r"|(很)?抱歉|对不起|我(无法|不能)|申し訳|すみません|죄송)",
+    re.IGNORECASE,
+)
+
+
+class NotInForm(Exception):
+    """The answer cannot be used, but asking again may help. The text says why, to the language model and to people."""
+
+
+class Rewritten(Record):
+    """A caption in the standard form, as a prompt.
+
+    Attributes:
+        caption: the parts.
+        text: the prompt: the parts in one fixed order, each a sentence.
+    """
+
+    caption: Caption
+    text: str
+
+    @property
+    def json_text(self) -> str:
+        """The parts as the JSON object that a language model is asked for."""
+        return json.dumps(self.caption.model_dump(exclude={"tags"}), ensure_ascii=False)
+
+
+def read_answer(answer: str, original: str) -> Rewritten:
+    """The prompt in an answer to ``original``.
+
+    Raises:
+        NotInForm: no JSON object of the form, too long, not English, or a quoted text of the original is lost.
+        RewriteError: a refusal. Asking again would only be refused again.
+    """
+    answer = _THOUGHT.sub("", answer).strip()
+    if not answer:
+        raise NotInForm("the answer is empty.")
+    if len(answer) > MAX_CHARACTERS:
+        raise NotInForm(f"the answer has {len(answer)} characters; a caption needs less than {MAX_CHARACTERS}.")
+    found = _object(answer)
+    if found is None:
+        if _REFUSAL.match(answer):
+            raise RewriteError(f"The rewriter refused: {_quote(answer)}")
+        raise NotInForm("there is no complete JSON object in the answer.")
+    try:
+        caption = Caption(**_values(found))
+    except UserError as error:
+        raise NotInForm(f"{str(error).rstrip('.')}.") from None
+    if _REFUSAL.match(caption.dense):
+        raise RewriteError(f"The rewriter refused: {_quote(caption.dense)}")
+    text = assemble_prompt(caption)
+    _check(text, original)
+    return Rewritten(caption=caption, text=text)
+
+
+def assemble_prompt(caption: Caption) -> str:
+    """The parts in the one order that every rewritten prompt has, each ended like a sentence."""
+    values = {**caption.model_dump(), "camera": camera_phrase(caption.camera) if caption.camera else ""}
+    sentences = []
+    for name in _PARTS:
+        value = " ".join(values[name].split())
+        if value:
+            value = value[0].upper() + value[1:]
+            sentences.append(value if re.search(r"[.!?][\"”']?$", value) else f"{value}.")
+    return " ".join(sentences)
+
+
+def quoted_texts(text: str) -> list[str]:
+    """The texts between double quotes (of several scripts): words that must be readable in the picture.
+
+    Quotes around the whole text are only quotes.
+    """
+    if _QUOTED.fullmatch(text.strip()):
+        return []
+    return [next(group for group in match if group) for match in _QUOTED.findall(text)]
+
+
+def _check(text: str, original: str) -> None:
+    words = len(text.split())
+    if words > MAX_WORDS:
+        raise NotInForm(f"it has {words} words, but at most {MAX_WORDS} are read.")
+    lost = [quoted for quoted in quoted_texts(original) if quoted.lower() not in text.lower()]
+    if lost:
+        raise NotInForm(f"the quoted text {json.dumps(lost[0], ensure_ascii=False)} of the request must stay as it is.")
+    plain = _QUOTED.sub("", text)
+    for quoted in quoted_texts(original):
+        plain = plain.replace(quoted, "")
+    letters = [letter for letter in plain if letter.isalpha()]
+    # Names such as "Café Zürich" are Latin letters too; another script outside quotes is an answer not translated.
+    if sum(ord(letter) > 0x24F for letter in letters) > 0.05 * max(len(letters), 1):
+        raise NotInForm("the values must be English; only quoted words may be in another script.")
+
+
+def _object(answer: str) -> dict[str, Any] | None:
+    """The first JSON object in a text, whatever stands around it (code fences, remarks)."""
+    decoder = json.JSONDecoder(strict=False)
+    for match in re.finditer(r"\{", answer):
+        try:
+            value, _ = decoder.raw_decode(answer, match.start())
+        except (ValueError, RecursionError):
+            continue
+        return value
+    return None
+
+
+def _values(found: dict[str, Any]) -> dict[str, Any]:
+    """The object's values without blanks around them, and without those that say "nothing" in another way."""
+    values = {name: value.strip() if isinstance(value, str) else value for name, value in found.items()}
+    if str(values.get("camera")).lower() in ("", "none", "null"):
+        values["camera"] = None
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _quote(text: str) -> str:
+    text = " ".join(text.split())
+    return f"'{text[:160]}...'" if len(text) > 160 else f"'{text}'"
