@@ -218,6 +218,10 @@ def test_a_rewritten_request_keeps_both_prompts_and_is_not_rewritten_again() -> 
     again = Request(**stored)
     assert again == request
     assert rewrite_request(again, Scripted()) is again
+    other = rewrite_request(again.replace(prompt="one fox"), Scripted(DRAFT, DRAFT))
+    assert other.prompt == DRAFT_TEXT
+    assert other.rewritten is not None
+    assert other.rewritten.original == "one fox"
 
 
 def test_on_failure_the_prompt_stays_and_the_record_says_why(caplog: pytest.LogCaptureFixture) -> None:

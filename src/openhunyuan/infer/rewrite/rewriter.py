@@ -53,9 +53,10 @@ def rewrite_request(request: Request, chat: Chat, strict: bool = False) -> Reque
     A request that asks for nothing, or was rewritten before, comes back as it is. When rewriting fails, the original
     prompt is kept, a warning is logged and the reason is stored; with ``strict`` the ``RewriteError`` is raised.
     """
-    if request.rewrite == "none" or request.rewritten is not None:
+    prompt, before = request.prompt, request.rewritten
+    # A request that was given another prompt since is a new one.
+    if request.rewrite == "none" or (before is not None and before.text == prompt):
         return request
-    prompt = request.prompt
     try:
         result = rewrite_prompt(prompt, request.rewrite, chat)
     except RewriteError as error:
