@@ -47,7 +47,14 @@ def test_the_request_is_inside_and_beside(pipe: Pipeline, tmp_path: Path) -> Non
     assert inside[MADE_BY]["dtype"] == "float32"
     request, made_by = read_request(path)
     open_fields = {name for name in Request.model_fields if getattr(request, name) is None}
-    assert open_fields == {"image", "last_image", "i2v_resolution", "linear_steps", "enhance_weight"}
+    assert open_fields == {
+        "image",
+        "last_image",
+        "i2v_resolution",
+        "linear_schedule_end",
+        "enhance_weight",
+        "rewritten",
+    }
     assert made_by["weights"] == pipe.model.spec.sha256
 
 
@@ -175,7 +182,7 @@ def test_unwritable_places_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_latents_survive_a_failed_decoding(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(latents: torch.Tensor) -> None:
+    def fail(*_: object) -> None:
         raise MemoryError
 
     path = tmp_path / "out.mp4"

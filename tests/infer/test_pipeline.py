@@ -73,7 +73,7 @@ def test_guidance_is_what_the_formula_says(pipe: Pipeline) -> None:
 def test_the_linear_quadratic_schedule_is_used(pipe: Pipeline) -> None:
     """Two steps, none on the line: the level in the middle is 1 - 2/1000 - (1 - 2/1000)/4 + 1/1000 = 0.7495."""
     seen: list[Tensor] = []
-    fields = {"seed": 1, "num_inference_steps": 2, "schedule": "linear-quadratic", "linear_steps": 0}
+    fields = {"seed": 1, "num_inference_steps": 2, "schedule": "linear-quadratic", "linear_schedule_end": 0}
     result = pipe(prompt=RED, callback=lambda _done, _total, latents: seen.append(latents), **fields)
     start = noise((16, 2, 4, 4), [1])
     # One step of the same first velocity down to 0 gives it; 0.7495 = 1 - 0.001 - 0.998 / 4.

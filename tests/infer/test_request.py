@@ -41,6 +41,8 @@ DEFAULTS = ModelDefaults(
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"num_videos": 0}, "num_videos is 0"),
         ({"output_path": "a.gif"}, "must end in .mp4"),
+        ({"output_path": "a\0.mp4"}, "no control characters"),
+        ({"output_path": "a\nb.mp4"}, "no control characters"),
         ({"output_path": "a.png", "num_frames": 5}, "one frame"),
         ({"output_path": "a.mp4", "num_frames": 1}, "end in .png"),
         ({"num_frame": 5}, "did you mean num_frames"),
@@ -55,8 +57,11 @@ DEFAULTS = ModelDefaults(
         ({"lora": ("a.safetensors:nan",)}, "finite"),
         ({"rewrite": "Master"}, "rewrite is 'Master'"),
         ({"schedule": "quadratic"}, "schedule is 'quadratic'"),
-        ({"linear_steps": 5}, "needs schedule"),
-        ({"schedule": "linear-quadratic", "linear_steps": 9, "num_inference_steps": 9}, "below num_inference_steps"),
+        ({"linear_schedule_end": 5}, "needs schedule"),
+        (
+            {"schedule": "linear-quadratic", "linear_schedule_end": 9, "num_inference_steps": 9},
+            "below num_inference_steps",
+        ),
         ({"enhance_weight": -1}, "enhance_weight is -1"),
         ({"riflex": "yes"}, "riflex is 'yes'"),
     ],
@@ -116,8 +121,8 @@ def test_riflex_is_for_long_videos_unless_said() -> None:
 
 
 def test_a_step_bound_of_the_model_is_checked_when_resolved() -> None:
-    with pytest.raises(UserError, match="linear_steps is 30"):
-        Request(prompt="a", schedule="linear-quadratic", linear_steps=30).resolve(DEFAULTS)
+    with pytest.raises(UserError, match="linear_schedule_end is 30"):
+        Request(prompt="a", schedule="linear-quadratic", linear_schedule_end=30).resolve(DEFAULTS)
 
 
 def test_paths_are_stored_as_text() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from pydantic import Field
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.base.log import console, get_logger
+from openhunyuan.base.log import get_logger
 from openhunyuan.base.record import Record
-from openhunyuan.cli.generate import DEVICE_HELP, DTYPE_HELP, DtypeName
+from openhunyuan.cli.generate import DEVICE_HELP, DTYPE_HELP, QUANT_HELP, DtypeName, QuantName, open_pipeline
 from openhunyuan.cli.parse import parse
 from openhunyuan.cli.progress import make_files
 from openhunyuan.infer.output import (
@@ -40,6 +40,7 @@ class ReplayOptions(Record):
     model: str | None = Field(None, description="Another model's name or folder. Default: the one in the request.")
     device: str | None = Field(None, description=f"{DEVICE_HELP} Default: as the file was made.")
     dtype: DtypeName | None = Field(None, description=f"{DTYPE_HELP} Default: as the file was made.")
+    quant: QuantName | None = Field(None, description=f"{QUANT_HELP} Default: as the file was made.")
 
 
 def run(args: Sequence[str]) -> int:
@@ -60,23 +61,26 @@ def run(args: Sequence[str]) -> int:
     _, spec = check_model(request.model)
     request = request.resolve(spec.defaults)
     (path,) = output_paths(request)
-    check_output(path)
+    check_output(path, request.preview and not from_latents)
     if made_by.get("weights", spec.sha256) != spec.sha256:
         _log.warning("The weights of %s are not those that made %s: the frames will differ.", request.model, source)
+    if request.lora:
+        from openhunyuan.infer.lora import changed_files
 
-    from openhunyuan.infer.pipeline import Pipeline
+        for name in changed_files(made_by.get("lora", {})):
+            _log.warning("The LoRA %s is not the file that made %s: the frames will differ.", name, source)
 
-    device = options.device or str(made_by.get("device", "auto"))
-    with console(stderr=True).status(f"Loading {request.model}"):
-        try:
-            pipe = Pipeline.from_pretrained(request.model, device, options.dtype or made_by.get("dtype"))
-        except UserError:
-            if options.device:
-                raise
-            _log.warning("The file was made on %s, which is not here: the frames may differ in rounding.", device)
-            pipe = Pipeline.from_pretrained(request.model, "auto", options.dtype or made_by.get("dtype"))
+    device, dtype = options.device or str(made_by.get("device", "auto")), options.dtype or made_by.get("dtype")
+    quant = options.quant or str(made_by.get("quant", "none"))
+    try:
+        pipe = open_pipeline(request.model, device, dtype, quant)
+    except UserError:
+        if options.device:
+            raise
+        _log.warning("The file was made on %s, which is not here: the frames may differ in rounding.", device)
+        pipe = open_pipeline(request.model, "auto", dtype, quant)
     if from_latents:
-        frames = pipe.decode(load_latents(source))[0]
+        frames = pipe.decode(load_latents(source), request)[0]
         write_output(path, frames, request, metadata_of(request, pipe.model))
         print(path)
         return 0

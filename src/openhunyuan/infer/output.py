@@ -149,6 +149,7 @@ def metadata_of(request: Request, model: LoadedModel) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "quant": "fp8" if model.float8 else "none",
             "weights": model.spec.sha256,
         },
     }

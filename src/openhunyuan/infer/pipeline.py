@@ -207,7 +207,7 @@ def _sigmas(request: Request) -> Tensor:
     steps, shift = request.num_inference_steps, request.flow_shift
     assert steps is not None and shift is not None
     if request.schedule == "linear-quadratic":
-        return linear_quadratic_sigmas(steps, request.linear_steps)
+        return linear_quadratic_sigmas(steps, request.linear_schedule_end)
     return sigmas(steps, shift)
 
 

@@ -78,6 +78,11 @@ class Request(Record):
     i2v_stability: bool = Field(
         False, description="With --image: mix a little of the picture into the noise, for calmer motion."
     )
+    numerics: Literal["auto", "official", "ours"] = Field(
+        "auto",
+        description="Rounding: official is the released program's (noise in half precision, fractions of pixels cut "
+        "off), ours is finer; auto is official for released weights.",
+    )
     lora: tuple[str, ...] = Field(
         (), description="LoRA to apply, PATH or PATH:SCALE (scale 1 when left out); may be given several times."
     )
@@ -91,7 +96,7 @@ class Request(Record):
         "shift",
         description="How noise levels fall: along flow_shift, or slowly in a line and then in a parabola.",
     )
-    linear_steps: int | None = Field(
+    linear_schedule_end: int | None = Field(
         None, description="Steps on the line of --schedule linear-quadratic. Default: half of all."
     )
     riflex: Literal["auto", "on", "off"] = Field(
@@ -140,7 +145,7 @@ class Request(Record):
         "seed",
         "fps",
         "num_videos",
-        "linear_steps",
+        "linear_schedule_end",
         "enhance_weight",
     )
     @classmethod
@@ -175,12 +180,14 @@ class Request(Record):
             for name in ("last_image", "i2v_resolution", "i2v_stability"):
                 if getattr(self, name):
                     raise UserError(f"{name} needs a picture to start from; give image as well.")
-        if self.linear_steps is not None:
+        if self.linear_schedule_end is not None:
             if self.schedule != "linear-quadratic":
-                raise UserError("linear_steps needs schedule 'linear-quadratic'; set it, or leave linear_steps out.")
-            if self.num_inference_steps is not None and self.linear_steps >= self.num_inference_steps:
                 raise UserError(
-                    f"linear_steps is {self.linear_steps}, but it must be below num_inference_steps, "
+                    "linear_schedule_end needs schedule 'linear-quadratic'; set it, or leave linear_schedule_end out."
+                )
+            if self.num_inference_steps is not None and self.linear_schedule_end >= self.num_inference_steps:
+                raise UserError(
+                    f"linear_schedule_end is {self.linear_schedule_end}, but it must be below num_inference_steps, "
                     f"{self.num_inference_steps}."
                 )
         return self
@@ -191,6 +198,8 @@ class Request(Record):
             raise UserError(f"seed {self.seed} leaves no room for {self.num_videos} seeds; use a smaller one.")
         if self.output_path is None:
             return self
+        if any(ord(letter) < 32 for letter in self.output_path):
+            raise UserError(f"output_path is {self.output_path!r}, but a name must have no control characters.")
         suffix = Path(self.output_path).suffix.lower()
         if suffix not in (VIDEO_SUFFIX, IMAGE_SUFFIX):
             raise UserError(f"output_path is '{self.output_path}', but it must end in .mp4, or in .png for one frame.")
@@ -296,6 +305,6 @@ _RANGES: dict[str, tuple[float, float, bool, str]] = {
     "seed": (0, MAX_SEED, False, f"a whole number from 0 to {MAX_SEED}"),
     "fps": (0, 240, True, "above 0 and at most 240"),
     "num_videos": (1, 1000, False, "a whole number from 1 to 1000"),
-    "linear_steps": (0, 999, False, "a whole number from 0 to 999"),
+    "linear_schedule_end": (0, 999, False, "a whole number from 0 to 999"),
     "enhance_weight": (0, 10, False, "from 0 to 10"),
 }
