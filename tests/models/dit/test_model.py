@@ -28,7 +28,6 @@ CONFIGS = {
     ),
     "33 input channels": SMALL.model_copy(update={"in_channels": 33, "rope_theta": 100.0}),
 }
-REPLACE = SMALL.model_copy(update={"image_condition_type": "token_replace"})
 
 
 def random_dit(config: DiTConfig, seed: int = 0) -> DiT:
@@ -59,7 +58,7 @@ def inputs(config: DiTConfig, lengths: tuple[int, ...], max_length: int = 9, see
     return batch_inputs | ({"guidance": torch.full((batch,), 6016.0)} if config.guidance_embed else {})
 
 
-def in_diffusers(model: DiT) -> torch.nn.Module:
+def in_diffusers(model: DiT, image_condition_type: str | None = None) -> torch.nn.Module:
     """The same network as diffusers builds it."""
     from diffusers import HunyuanVideoTransformer3DModel
 
@@ -78,7 +77,7 @@ def in_diffusers(model: DiT) -> torch.nn.Module:
         rope_theta=config.rope_theta,
         rope_axes_dim=config.rope_axes_dim,  # pyright: ignore[reportArgumentType]
         guidance_embeds=config.guidance_embed,
-        image_condition_type=config.image_condition_type,
+        image_condition_type=image_condition_type,
     ).eval()
     other.load_state_dict(to_diffusers(model.state_dict()), strict=True)
     return other
@@ -109,11 +108,11 @@ def test_forward_equals_diffusers(config: DiTConfig, lengths: tuple[int, int]) -
 
 @pytest.mark.parametrize("guidance", [True, False])
 def test_token_replace_equals_diffusers(guidance: bool) -> None:
-    config = REPLACE.model_copy(update={"guidance_embed": guidance})
+    config = SMALL.model_copy(update={"guidance_embed": guidance})
     model, batch = random_dit(config), inputs(config, (5, 7))
     first = torch.tensor([[True, False, False]] * 2)
     with torch.no_grad():
-        ours, theirs = model(**batch, clean_frames=first), run_diffusers(in_diffusers(model), batch)
+        ours, theirs = model(**batch, clean_frames=first), run_diffusers(in_diffusers(model, "token_replace"), batch)
         assert (ours - model(**batch)).abs().max() > 1e-2, "the clean frame would not matter"
     assert (ours - theirs).abs().max() <= 1e-5
     # The path with gradients is another one.
@@ -122,7 +121,7 @@ def test_token_replace_equals_diffusers(guidance: bool) -> None:
 
 def test_each_sample_has_its_own_clean_frames() -> None:
     """What a batch mixes (none, first, first and last) gives what each sample gives alone; no frame is none given."""
-    model, batch = random_dit(REPLACE), inputs(REPLACE, (5, 7, 6))
+    model, batch = random_dit(SMALL), inputs(SMALL, (5, 7, 6))
     clean = torch.tensor([[False, False, False], [True, False, False], [True, False, True]])
     with torch.no_grad():
         together = model(**batch, clean_frames=clean)
@@ -132,11 +131,9 @@ def test_each_sample_has_its_own_clean_frames() -> None:
             torch.testing.assert_close(together[i : i + 1], alone, atol=2e-6, rtol=0)
 
 
-def test_clean_frames_are_refused_where_they_mean_nothing() -> None:
-    with pytest.raises(ValueError, match="token_replace"):
-        random_dit(SMALL)(**inputs(SMALL, (3,)), clean_frames=torch.tensor([[True, False, False]]))
+def test_clean_frames_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
-        random_dit(REPLACE)(**inputs(REPLACE, (3,)), clean_frames=torch.tensor([[True, False]]))
+        random_dit(SMALL)(**inputs(SMALL, (3,)), clean_frames=torch.tensor([[True, False]]))
 
 
 def test_released_size_keys_and_parameters() -> None:
@@ -242,10 +239,6 @@ def test_config_refuses_what_does_not_fit() -> None:
         DiTConfig(hidden_size=96, num_heads=4)
     with pytest.raises(ValueError, match="num_heads"):
         DiTConfig(hidden_size=100, num_heads=24)
-    with pytest.raises(ValueError, match="in_channels 33"):
-        DiTConfig(image_condition_type="latent_concat")
-    with pytest.raises(ValueError, match="image_condition_type"):
-        DiTConfig(last_image=True)
     with pytest.raises(ValueError, match="hiden_size"):
         DiTConfig.model_validate({"hiden_size": 96})
     assert DiTConfig.model_validate_json(SMALL.model_dump_json()) == SMALL

@@ -136,7 +136,7 @@ def test_unusable_folders_are_refused(llm_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(llm_dir, broken)
     data = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="truncated"):
         LLMEncoder.from_folder(broken)
     with pytest.raises(UserError, match="skip"):
         LLMEncoder.from_folder(llm_dir, skip=5)

@@ -1,6 +1,6 @@
 """Size of a diffusion transformer, from the 13B of the release down to the embedded one."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -24,12 +24,6 @@ class DiTConfig(BaseModel):
     text_dim: int = 4096
     pooled_dim: int = 768
     guidance_embed: bool = True
-    image_condition_type: Literal["token_replace", "latent_concat"] | None = None
-    """How a given picture enters (release fact I.1); None: text-to-video only. The key names do not tell."""
-    image_optional: bool = False
-    """The weights also make videos from text alone, although they read pictures."""
-    last_image: bool = False
-    """The weights also read a picture to end on."""
 
     @property
     def head_dim(self) -> int:
@@ -50,11 +44,6 @@ class DiTConfig(BaseModel):
     def _check(self) -> Self:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-        if self.image_condition_type is None and (self.image_optional or self.last_image):
-            raise ValueError("image_optional and last_image need an image_condition_type")
-        wanted = 2 * self.out_channels + 1 if self.image_condition_type == "latent_concat" else self.in_channels
-        if self.in_channels != wanted:
-            raise ValueError(f"latent_concat needs in_channels {wanted} (noisy, given, mask), not {self.in_channels}")
         if sum(self.rope_axes_dim) != self.head_dim or any(dim % 2 for dim in self.rope_axes_dim):
             raise ValueError(f"rope_axes_dim {self.rope_axes_dim} must be even and add up to {self.head_dim}")
         return self

@@ -371,11 +371,11 @@ class DiT(nn.Module):
         None is off. clean_frames: [B, T] bool, True at latent frames that are given without noise (token replace);
         None: none are. Returns [B, out_channels, T, Y, X].
         Raises ValueError for a text mask that is empty or padded elsewhere than on the right, latents that the
-        patch does not divide, a guidance that does not fit the model, or clean frames for a model without token
-        replace.
+        patch does not divide, or a guidance or clean frames that do not fit.
 
         The tokens of clean frames are modulated as at time 0 and without guidance, in every block; text, refiner and
-        final layer are told the real time (release fact I.1).
+        final layer are told the real time (release fact I.1). There are no parameters for it: whether weights know
+        clean frames is a matter of their training.
 
         Padding never reaches the blocks where lengths allow: text is cut to the longest valid length first, and a
         key mask is used only if lengths differ. This function is the eager part (it looks at values); `_core`
@@ -387,8 +387,6 @@ class DiT(nn.Module):
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
         if any(size % patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)):
             raise ValueError(f"latent size {tuple(latents.shape[2:])} must be a multiple of {self.config.patch_size}")
-        if clean_frames is not None and self.config.image_condition_type != "token_replace":
-            raise ValueError("clean frames need a model whose image_condition_type is token_replace")
         if clean_frames is not None and clean_frames.shape != (len(latents), grid[0]):
             raise ValueError(f"clean_frames must have shape {(len(latents), grid[0])}, not {tuple(clean_frames.shape)}")
         text_states, mask = trim_text(text_states, text_mask)

@@ -1,7 +1,8 @@
-"""The language model as a text encoder: a decoder-only model read at a middle layer (report 4.2, release D.1)."""
+"""The language model as a text encoder: a decoder-only model read at a middle layer (report 4.2, release D.1, D.4)."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.models.text.folder import check_model_folder, load_config, load_tokenizer, load_weights
+from openhunyuan.models.text.folder import (
+    build,
+    check_model_folder,
+    fill,
+    load_config,
+    load_tokenizer,
+    stored_weights,
+)
 from openhunyuan.models.text.templates import PromptTemplate
 
 WHAT = "language model"
 SKIP_LAYERS = 2  # the release reads hidden_states[-(2 + 1)]
+
+_LANGUAGE_KEY = re.compile(r"(?:model\.)?(?:language_model\.)?(?:model\.)?((?:layers|embed_tokens|norm)\..+)")
+
+
+def language_key(name: str) -> str | None:
+    """A checkpoint's key as the bare decoder names it, None for keys of other parts.
+
+    A decoder's weights are named ``layers...`` (a bare model), ``model.layers...`` (with a head), and inside LLaVA
+    ``language_model.model.layers...`` (transformers 4) or ``model.language_model.layers...`` (transformers 5).
+    """
+    found = _LANGUAGE_KEY.fullmatch(name)
+    return found[1] if found else None
 
 
 @dataclass(frozen=True)
@@ -51,12 +71,18 @@ class LLMEncoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         skip: int = SKIP_LAYERS,
+        int8: bool = False,
     ) -> LLMEncoder:
-        """Load from a Hugging Face folder (causal LM or bare model, safetensors). Raises ``UserError`` if unusable."""
+        """Load from a Hugging Face folder: a bare model, one with a head, or the language part of a LLaVA.
+
+        ``dtype`` is what is computed in; ``int8`` keeps the linears' weights in eight bits. Raises ``UserError`` if
+        the folder is unusable.
+        """
         from transformers import AutoModel
 
         path = check_model_folder(Path(folder), WHAT)
         config = load_config(path, WHAT)
+        config = getattr(config, "text_config", config)
         layers = getattr(config, "num_hidden_layers", 0)
         if skip < 0 or skip >= layers:
             raise UserError(
@@ -66,11 +92,13 @@ class LLMEncoder:
         if getattr(config, "layer_types", None) is not None:
             config.layer_types = config.layer_types[: layers - skip]
         config.use_cache = False
-        model = load_weights(AutoModel, path, config, dtype, WHAT)
+        model = build(lambda: AutoModel.from_config(config, attn_implementation="sdpa"))
         if not isinstance(getattr(model, "norm", None), nn.Module) or not hasattr(model, "layers"):
             raise UserError(f"The model in {path} is a {type(model).__name__}, not a decoder-only language model.")
         model.norm = nn.Identity()
-        return cls(model.to(device), load_tokenizer(path, "tokenizer", WHAT))
+        tensors = {key: tensor for name, tensor in stored_weights(path, WHAT).items() if (key := language_key(name))}
+        fill(model, tensors, f"the {WHAT} in {path}", device, dtype, int8)
+        return cls(model, load_tokenizer(path, "tokenizer", WHAT))
 
     @property
     def width(self) -> int:
@@ -94,30 +122,79 @@ class LLMEncoder:
     def encode(self, prompts: list[str], template: PromptTemplate) -> LLMOutput:
         """States of the prompts after the template: cropped at ``crop_start``, padded on the right to the longest."""
         rows, lost = [], []
-        for prompt in prompts:
-            ids, cut = self._tokens(prompt.strip(), template)
-            rows.append(ids)
-            lost.append(cut)
-        length = max(len(ids) for ids in rows)
-        pad = self.tokenizer.pad_token_id
-        pad = 0 if pad is None else pad
-        ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=self.device)
+        for prompt in (prompt.strip() for prompt in prompts):
+            ids, ends = self._tokens(prompt, template)
+            rows.append(self._embed(ids[: template.max_tokens]))
+            kept = ends[: template.max_tokens]
+            lost.append(lost_words(prompt, max(kept) - len(template.prefix)))
+        states, lengths = self._run(rows)
+        return _padded([row[template.crop_start : end] for row, end in zip(states, lengths, strict=True)], lost)
+
+    @torch.no_grad()
+    def encode_with_images(
+        self, prompts: list[str], template: PromptTemplate, images: Tensor, image_token: int, subsample: int
+    ) -> LLMOutput:
+        """States of an image and of the prompt after it, for each prompt: [image tokens, text tokens].
+
+        Args:
+            prompts: one text a sample.
+            template: has one image token before the prompt and an assistant header after it.
+            images: [B, N, D], what the vision tower and projector gave for each sample (N is 576 in the release).
+            image_token: id of the token that stands for an image; it becomes N positions.
+            subsample: keep every so many image states (4 for token replace, 2 for latent concat).
+
+        The template's beginning, and the assistant header without its last line break, are cut away. A prompt that
+        reaches into the header loses as many tokens at its own end, as in the release (release fact D.4).
+        """
+        header = len(self.tokenizer(template.suffix, add_special_tokens=False)["input_ids"]) - 1
+        rows, spans, lost = [], [], []
+        for prompt, image in zip((prompt.strip() for prompt in prompts), images, strict=True):
+            ids, ends = self._tokens(prompt, template)
+            if image_token not in ids[: template.crop_start]:
+                raise UserError("The image-to-video template has no image token for this tokenizer; use LLaVA's own.")
+            at = ids.index(image_token)
+            # The end of the header: the template's last token follows it, if the budget reaches so far.
+            end = min(len(ids) - 1, template.max_tokens)
+            kept = ids[: template.max_tokens]
+            rows.append(torch.cat([self._embed(kept[:at]), image.to(self._embed([0])), self._embed(kept[at + 1 :])]))
+            spans.append((at, end - header, end))
+            lost.append(lost_words(prompt, max(ends[: end - header]) - len(template.prefix)))
+        states, lengths = self._run(rows)
+        grown = images.shape[1] - 1
+        parts = []
+        for row, length, (at, stop, end) in zip(states, lengths, spans, strict=True):
+            image = row[at : at + grown + 1][::subsample]
+            text = row[template.crop_start + grown : max(stop, template.crop_start) + grown]
+            parts.append(torch.cat([image, text, row[end + grown : length]]))
+        return _padded(parts, lost)
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        """Token ids → [S, D]."""
+        return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=self.device))  # type: ignore[operator]
+
+    def _run(self, rows: list[Tensor]) -> tuple[Tensor, list[int]]:
+        """The model on embedded tokens of different lengths: states [B, longest, D], and each row's length."""
+        lengths = [len(row) for row in rows]
+        embeds = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         # Padding on the right never reaches a valid position of a causal model; the mask is passed for models that
         # use it otherwise, and left out where there is nothing to mask (the faster attention path).
-        attention_mask = None if bool(mask.all()) else mask
-        states = self.model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        states, mask = states[:, template.crop_start :], mask[:, template.crop_start :].bool()
-        return LLMOutput(states=states * mask[..., None].to(states.dtype), mask=mask, lost=lost)
+        mask = None
+        if min(lengths) < max(lengths):
+            mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(self.device)
+        return self.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state, lengths
 
-    def _tokens(self, prompt: str, template: PromptTemplate) -> tuple[list[int], str]:
-        """Token ids of the templated prompt within the budget, and the words that did not fit."""
-        encoded = self.tokenizer(
-            template.format(prompt), truncation=True, max_length=template.max_tokens, return_offsets_mapping=True
-        )
-        ids: list[int] = list(encoded["input_ids"])
-        kept = max(end for _, end in encoded["offset_mapping"]) - len(template.prefix)
-        return ids, lost_words(prompt, kept)
+    def _tokens(self, prompt: str, template: PromptTemplate) -> tuple[list[int], list[int]]:
+        """Token ids of the whole templated prompt, and the character where each one ends."""
+        # Not cut by the tokenizer: what a prompt loses depends on how long the whole would be.
+        encoded = self.tokenizer(template.format(prompt), return_offsets_mapping=True, truncation=False, verbose=False)
+        return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+
+
+def _padded(rows: list[Tensor], lost: list[str]) -> LLMOutput:
+    states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(states.shape[1]) < lengths[:, None]).to(states.device)
+    return LLMOutput(states=states, mask=mask, lost=lost)
 
 
 def lost_words(text: str, kept: int) -> str:

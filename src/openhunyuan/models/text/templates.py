@@ -2,7 +2,8 @@
 
 The released models read a prompt inside a system instruction (release fact D.2). Those instructions are not stored
 here: they are read from an installed ``diffusers`` (Apache-2.0), without importing it, and used only if their SHA-256
-is the one of the release. The embedded model has its own short template in ``template.json`` beside its weights.
+is the one of the release. What it lacks is read from a file that the user names (the official ``constants.py``, say),
+checked in the same way. The embedded model has its own short template in ``template.json`` beside its weights.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import ast
 import hashlib
 import importlib.util
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from openhunyuan.base.errors import UserError
 
 TEMPLATE_FILE = "template.json"
 DATA_TYPES = ("video", "image")
+STRINGS_VARIABLE = "OPENHUNYUAN_RELEASED_STRINGS"
+"""Environment variable that names a file with released templates and negative prompts."""
 
 _SYSTEM_OPEN = "<|start_header_id|>system<|end_header_id|>\n\n"
 _USER_PART = "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
@@ -65,10 +70,18 @@ class PromptTemplate:
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """One template per data type (release: 95 tokens are cropped for videos, 36 for images)."""
+    """One template per data type (release: 95 tokens are cropped for videos, 36 for images).
+
+    Attributes:
+        video, image: for text alone.
+        image_to_video: for a picture and a text, where a language model sees pictures; None elsewhere.
+        notes: what a user should know of this choice; stored in a video's record.
+    """
 
     video: PromptTemplate
     image: PromptTemplate
+    image_to_video: PromptTemplate | None = None
+    notes: tuple[str, ...] = ()
 
     def for_type(self, data_type: str) -> PromptTemplate:
         if data_type not in DATA_TYPES:
@@ -89,10 +102,11 @@ class _Released:
     variable: str
     sha256: str
     crop_start: int
-    instruction_only: bool  # the source has the same instruction, but around it another model's special tokens
+    max_tokens: int
+    instruction_only: bool = False  # the source has the same instruction, but around it another model's special tokens
 
 
-# One budget for both data types: 256 prompt tokens after the crop of the video template (release fact D.1).
+# One budget for both text data types: 256 prompt tokens after the crop of the video template (release fact D.1).
 RELEASED_MAX_TOKENS = 256 + 95
 RELEASED = {
     "dit-llm-encode-video": _Released(
@@ -100,45 +114,141 @@ RELEASED = {
         variable="DEFAULT_PROMPT_TEMPLATE",
         sha256="a52f68dde3637b127592fffe9e2483a5d0563987a49db6ddb9b06146f2ba7cb5",
         crop_start=95,
-        instruction_only=False,
+        max_tokens=RELEASED_MAX_TOKENS,
     ),
     "dit-llm-encode": _Released(
         module="modular_pipelines/qwenimage/prompt_templates.py",
         variable="QWENIMAGE_PROMPT_TEMPLATE",
         sha256="e6794c248e31c8efee73f33028bbb095324ec79e0b05dfae78b373b0abd4fb98",
         crop_start=36,
+        max_tokens=RELEASED_MAX_TOKENS,
         instruction_only=True,
     ),
+    "dit-llm-encode-video-i2v": _Released(
+        module="pipelines/hunyuan_video/pipeline_hunyuan_video_image2video.py",
+        variable="DEFAULT_PROMPT_TEMPLATE",
+        sha256="7f45a330cc8fa70b613010c4fb6b4315a991c39eef7a405df46cb2591a547a21",
+        crop_start=103,
+        max_tokens=256 + 103,
+    ),
 }
+NEGATIVE_PROMPTS = {
+    "text-to-video": "3ffecf480d92c0bdb1a7f97e752a825405a499e3d7de97d50da0a7c65c0e887b",
+    "image-to-video": "48fba20107d6a61247cab197a4d7bf61f5ea7af6e49f831fbf2d6df350fdce6e",
+}
+"""SHA-256 of the released default negative prompts (release fact D.5)."""
+
+_NO_IMAGE_TEMPLATE = (
+    "The released image template was not found (in diffusers, or in a file named for it): the video template serves."
+)
 
 
-def released_templates() -> TemplateSet:
-    """The two templates of the released text-to-video models. Raises ``UserError`` without a fitting ``diffusers``."""
-    return TemplateSet(video=released_template("dit-llm-encode-video"), image=released_template("dit-llm-encode"))
+def released_templates(strings: Path | str | None = None) -> TemplateSet:
+    """The templates of the released models.
+
+    Args:
+        strings: a file that holds those which ``diffusers`` lacks; None asks the environment variable
+            OPENHUNYUAN_RELEASED_STRINGS.
+
+    Without the image template the video template takes its place, and the set's notes say so. Raises ``UserError``
+    where the video template is nowhere, or the file holds nothing released.
+    """
+    video = released_template("dit-llm-encode-video", strings)
+    notes: tuple[str, ...] = ()
+    try:
+        image = released_template("dit-llm-encode", strings)
+    except UserError:
+        image, notes = video, (_NO_IMAGE_TEMPLATE,)
+    try:
+        image_to_video = released_template("dit-llm-encode-video-i2v", strings)
+    except UserError:
+        image_to_video = None
+    return TemplateSet(video=video, image=image, image_to_video=image_to_video, notes=notes)
 
 
-def released_template(name: str) -> PromptTemplate:
-    """One released template by its release name, read from ``diffusers`` and checked by SHA-256 (release fact D.2)."""
+def released_template(name: str, strings: Path | str | None = None) -> PromptTemplate:
+    """One released template by its release name, from ``diffusers`` or the named file (see ``released_templates``)."""
     if name not in RELEASED:
         raise UserError(f"Unknown released template {name!r}; known are {', '.join(RELEASED)}.")
     facts = RELEASED[name]
-    value = _read_assignment(_diffusers_file(facts.module), facts.variable)
-    text = value.get("template") if isinstance(value, dict) else value
-    if isinstance(text, str) and facts.instruction_only:
-        text = _SYSTEM_OPEN + _system_instruction(text) + _USER_PART
-    if not isinstance(text, str) or hashlib.sha256(text.encode("utf-8")).hexdigest() != facts.sha256:
+    text = released_strings(strings).get(facts.sha256)
+    if text is None:
+        value = _read_assignment(_diffusers_file(facts.module), facts.variable)
+        text = value.get("template") if isinstance(value, dict) else value
+        if isinstance(text, str) and facts.instruction_only:
+            text = _SYSTEM_OPEN + _system_instruction(text) + _USER_PART
+    if not isinstance(text, str) or _sha256(text) != facts.sha256:
         raise UserError(
             f"The installed diffusers holds a different {name} prompt template than the release; install diffusers "
-            f"0.42.1 or give the template as {TEMPLATE_FILE} in the text encoder folder."
+            f"0.42.1, name a file that holds it in {STRINGS_VARIABLE}, or give the template as {TEMPLATE_FILE} in the "
+            "text encoder folder."
         )
-    return PromptTemplate(text=text, crop_start=facts.crop_start, max_tokens=RELEASED_MAX_TOKENS)
+    return PromptTemplate(text=text, crop_start=facts.crop_start, max_tokens=facts.max_tokens)
+
+
+def released_negative_prompt(kind: str, strings: Path | str | None = None) -> str | None:
+    """The released default negative prompt of "text-to-video" or "image-to-video", None if no named file holds it."""
+    return released_strings(strings).get(NEGATIVE_PROMPTS[kind])
+
+
+def released_strings(path: Path | str | None = None) -> dict[str, str]:
+    """The released strings that a file holds, by their SHA-256; nothing of a Python file is run.
+
+    Args:
+        path: Python source (its string literals), JSON (its strings) or plain text (the whole, and each line); None
+            takes the file that OPENHUNYUAN_RELEASED_STRINGS names, if any.
+
+    Raises:
+        UserError: an unreadable file, or one that holds nothing released.
+    """
+    path = os.environ.get(STRINGS_VARIABLE) or None if path is None else path
+    if path is None:
+        return {}
+    known = {facts.sha256 for facts in RELEASED.values()} | set(NEGATIVE_PROMPTS.values())
+    found = {digest: text for text in _strings(Path(path)) if (digest := _sha256(text)) in known}
+    if not found:
+        raise UserError(
+            f"{path} holds none of the released prompt templates and negative prompts (their SHA-256 do not match); "
+            "name the official constants.py, unchanged."
+        )
+    return found
+
+
+def _strings(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+        elif path.suffix == ".json":
+            yield from _json_strings(json.loads(text))
+        else:
+            yield from (text, text.strip(), *text.splitlines())
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"The file {path} of released strings cannot be read ({error}).") from None
+
+
+def _json_strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _json_strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _json_strings(item)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def read_templates(folder: Path) -> TemplateSet | None:
     """The templates of ``folder/template.json``, or None when the folder has no such file.
 
-    The file is ``{"template", "crop_start", "max_tokens"}`` and optionally ``"image"`` with the same three keys;
-    without it images use the same template as videos.
+    The file is ``{"template", "crop_start", "max_tokens"}`` and optionally ``"image"`` and ``"image_to_video"`` with
+    the same three keys; without ``image`` images use the same template as videos.
     """
     path = Path(folder) / TEMPLATE_FILE
     if not path.is_file():
@@ -149,9 +259,13 @@ def read_templates(folder: Path) -> TemplateSet | None:
         raise UserError(f"{path} is not readable JSON ({error}).") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a JSON object with template, crop_start and max_tokens.")
-    image = data.pop("image", None)
+    image, image_to_video = data.pop("image", None), data.pop("image_to_video", None)
     video = _from_json(data, path)
-    return TemplateSet(video=video, image=video if image is None else _from_json(image, path))
+    return TemplateSet(
+        video=video,
+        image=video if image is None else _from_json(image, path),
+        image_to_video=None if image_to_video is None else _from_json(image_to_video, path),
+    )
 
 
 def write_templates(folder: Path, templates: TemplateSet) -> None:
@@ -159,6 +273,8 @@ def write_templates(folder: Path, templates: TemplateSet) -> None:
     data: dict[str, object] = _to_json(templates.video)
     if templates.image != templates.video:
         data["image"] = _to_json(templates.image)
+    if templates.image_to_video is not None:
+        data["image_to_video"] = _to_json(templates.image_to_video)
     (Path(folder) / TEMPLATE_FILE).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -170,7 +286,8 @@ def _from_json(data: object, path: Path) -> PromptTemplate:
     keys = {"template": str, "crop_start": int, "max_tokens": int}
     if not isinstance(data, dict) or set(data) != set(keys):
         raise UserError(
-            f"{path} must hold exactly the keys {', '.join(keys)} (and optionally image with the same keys)."
+            f"{path} must hold exactly the keys {', '.join(keys)} (and optionally image and image_to_video, each "
+            "with the same keys)."
         )
     for key, kind in keys.items():
         if not isinstance(data[key], kind) or isinstance(data[key], bool):
