@@ -68,20 +68,20 @@ class DiTWeights:
         return any(name.endswith(f".{SCALE}") for name in self.state)
 
 
-def read_dit(path: Path, float8: bool = False) -> DiTWeights:
+def read_dit(path: Path, float8: bool = False, condition: ImageCondition | None = None) -> DiTWeights:
     """Open a transformer: a weights file, or a component folder of any format.
 
     Args:
         path: the file or folder.
         float8: of an official folder with both files, take the eight-bit one.
+        condition: how a picture comes in, if it is known; None looks at the config and the files' names.
 
     Raises:
         UserError: not a HunyuanVideo transformer; missing, unknown or wrongly shaped tensors; scales that are missing
             or lead nowhere.
     """
     path, raw = _open(Path(path), float8)
-    named, prefix = _without_prefix(raw, path)
-    named, scales = _scales(named, path, prefix)
+    named, scales = _scales(_without_prefix(raw, path), path)
     language = next((language for language, sign in _SIGNS.items() if sign in named), None)
     if language is None:
         raise UserError(
@@ -89,22 +89,22 @@ def read_dit(path: Path, float8: bool = False) -> DiTWeights:
             "call it); is it another network's file?"
         )
     names = _LANGUAGES[language]
-    values, condition = _read_config(path, language)
+    if language == "diffusers":
+        # Parts that are one matrix with us may have several scales there, so they cannot stay in eight bits.
+        for module, scale in scales.items():
+            named[f"{module}.weight"] = full_precision(named[f"{module}.weight"], scale)
+        scales = {}
+    elif names is not None:
+        scales = {names.find_back(module)[1]: scale for module, scale in scales.items()}
+    values, found = _read_config(path, language)
     ours = named if names is None else names.to_ours(named)
     config = _config(values, path) if values else infer_config(ours, str(path))
-    if config.in_channels > config.out_channels:
-        condition = "latent_concat"
+    condition = "latent_concat" if config.in_channels > config.out_channels else condition or found
     with torch.device("meta"):
         wanted = {name: from_tensor(tensor) for name, tensor in DiT(config).state_dict().items()}
     theirs = wanted if names is None else names.to_theirs(wanted, config.hidden_size)
     check_state(theirs, named, str(path), "its config.json says" if values else "a transformer of this size needs")
-    # The scales are found by our names, whichever way the file spells its modules.
-    found = (
-        scales
-        if names is None
-        else {names.find_back(name)[1]: scale for name, scale in scales.items() if f"{name}.weight" in named}
-    )
-    return DiTWeights(config, _settle(ours, found, path), condition, language)
+    return DiTWeights(config, _settle(ours, scales, path), condition, language)
 
 
 def _open(path: Path, float8: bool) -> tuple[Path, dict[str, Lazy]]:
@@ -126,7 +126,7 @@ def official_file(folder: Path, float8: bool = False) -> Path | None:
     return both[0] if both else None
 
 
-def _without_prefix(raw: Mapping[str, Lazy], path: Path) -> tuple[dict[str, Lazy], str]:
+def _without_prefix(raw: Mapping[str, Lazy], path: Path) -> dict[str, Lazy]:
     for prefix in dit_comfyui.PREFIXES:
         if any(prefix + sign in raw for sign in _SIGNS.values()):
             strange = [name for name in raw if not name.startswith(prefix) and name != "scaled_fp8"]
@@ -135,8 +135,8 @@ def _without_prefix(raw: Mapping[str, Lazy], path: Path) -> tuple[dict[str, Lazy
                     f"{path} has tensors beside those of {prefix}*: {', '.join(strange[:3])}"
                     f"{' and more' if len(strange) > 3 else ''}; give a file that holds the transformer alone."
                 )
-            return {name.removeprefix(prefix): value for name, value in raw.items()}, prefix
-    return dict(raw), ""
+            return {name.removeprefix(prefix): value for name, value in raw.items()}
+    return dict(raw)
 
 
 # What a scale of a weight is called: by us and newer ComfyUI, by older ComfyUI.
@@ -145,7 +145,7 @@ _WEIGHT_SCALES = (f".{SCALE}", ".scale_weight")
 _IGNORED = (".scale_input", ".input_scale", ".comfy_quant")
 
 
-def _scales(named: Mapping[str, Lazy], path: Path, prefix: str) -> tuple[dict[str, Lazy], dict[str, Lazy]]:
+def _scales(named: Mapping[str, Lazy], path: Path) -> tuple[dict[str, Lazy], dict[str, Lazy]]:
     """Split what belongs to eight-bit storage from the network's own tensors: (tensors, module -> scale)."""
     tensors: dict[str, Lazy] = {}
     scales: dict[str, Lazy] = {}

@@ -28,7 +28,7 @@ DIT_SIGNS = (
     "context_embedder.proj_in.weight",
     "txt_in.c_embedder.in_layer.weight",
 )
-_VAE_SIGNS = ("decoder.conv_in.conv.weight",)
+VAE_SIGNS = ("decoder.conv_in.conv.weight",)
 _COMFYUI_DITS = ("diffusion_models", "unet")
 # How far above the transformer's file the other parts are looked for.
 _LEVELS = 3
@@ -102,7 +102,7 @@ def _official(path: Path) -> Parts | None:
 
 def _comfyui(path: Path) -> Parts | None:
     files = [file for name in _COMFYUI_DITS for file in sorted((path / name).glob("*.safetensors"))]
-    dits = [file for file in files if _has(file, DIT_SIGNS)]
+    dits = [file for file in files if has_tensor(file, DIT_SIGNS)]
     if not dits:
         return None
     if len(dits) > 1:
@@ -115,7 +115,7 @@ def _around(file: Path) -> Parts:
     layout: Layout = "comfyui" if file.suffix == ".safetensors" else "official"
     condition = named_condition(file)
     if file.suffix == ".safetensors":
-        if not _has(file, DIT_SIGNS):
+        if not has_tensor(file, DIT_SIGNS):
             raise UserError(
                 f"{file} holds no HunyuanVideo transformer; give the transformer's file or its model's folder."
             )
@@ -151,7 +151,7 @@ def _vae_in(folder: Path) -> Path | None:
         return None
     if (folder / CONFIG).is_file() or (folder / "pytorch_model.pt").is_file():
         return folder
-    files = [file for file in sorted(folder.glob("*.safetensors")) if _has(file, _VAE_SIGNS)]
+    files = [file for file in sorted(folder.glob("*.safetensors")) if has_tensor(file, VAE_SIGNS)]
     if len(files) > 1:
         named = [file for file in files if "hunyuan" in file.name.lower()]
         if len(named) != 1:
@@ -175,5 +175,6 @@ def named_condition(path: Path) -> ImageCondition | None:
     return "token_replace" if i2v else None
 
 
-def _has(file: Path, endings: tuple[str, ...]) -> bool:
+def has_tensor(file: Path, endings: tuple[str, ...]) -> bool:
+    """Whether a safetensors file has a tensor whose name ends so; reads the header alone."""
     return any(name.endswith(endings) for name in read_header(file))
