@@ -9,11 +9,13 @@ import torch
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.video import read_metadata
 from openhunyuan.cli.main import main
+from openhunyuan.convert.load import open_model
 from openhunyuan.convert.lora import write_lora
 from openhunyuan.infer.lora import changed_files
 from openhunyuan.infer.pipeline import Pipeline
 from openhunyuan.models.lora import LoRA, LowRank, features
 from openhunyuan.models.zoo import file_sha256
+from openhunyuan.ops.float8 import Float8Linear, dequantize
 
 PROMPT = "a large red circle moves right on a black background"
 
@@ -71,6 +73,27 @@ def test_several_by_request_and_off_again(pipe: Pipeline, files: list[str], micr
     assert torch.equal(sample(pipe, f"{a}:0.5", b), both)
     assert torch.equal(sample(pipe), plain)
     assert not any(".lora." in name for name in pipe.model.dit.state_dict())
+
+
+def test_eight_bit_weights_take_them(pipe: Pipeline, files: list[str], micro_model_folder: Path) -> None:
+    """Against a model in float32 that has the rounded weights and the dense update."""
+    stored = Pipeline(open_model(str(micro_model_folder), "cpu", float8=True))
+    plain = sample(stored)
+    reference = Pipeline.from_pretrained(str(micro_model_folder), device="cpu")
+    lora, count = some_lora(pipe, 0), 0
+    for name, module in reference.model.dit.named_modules():
+        eight = stored.model.dit.get_submodule(name)
+        if isinstance(eight, Float8Linear):
+            count += 1
+            module.weight.data = dequantize(eight.weight, eight.weight_scale, torch.float32)
+        if name in lora.pairs:
+            (pair,) = lora.pairs[name]
+            module.weight.data = module.weight.data + pair.up @ pair.down
+    assert count == 16
+    with_lora = sample(stored, files[0])
+    torch.testing.assert_close(with_lora, sample(reference), rtol=1e-3, atol=1e-3)
+    assert (with_lora - plain).abs().max() > 0.05
+    assert torch.equal(sample(stored), plain)
 
 
 def test_the_weights_are_ordinary_tensors_afterwards(pipe: Pipeline, files: list[str]) -> None:
