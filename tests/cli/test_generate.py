@@ -170,3 +170,49 @@ def test_refusals(place: Path, capsys: pytest.CaptureFixture[str], options: list
     assert message in err
     assert len(err.splitlines()) == 1
     assert [path.name for path in place.iterdir()] == ["rows.txt"]
+
+
+def test_pictures_are_read_before_the_model(
+    place: Path, capsys: pytest.CaptureFixture[str], micro_model_folder: Path, loads: list[str]
+) -> None:
+    from PIL import Image
+
+    (place / "text.png").write_text("no picture")
+    Image.new("L", (5472, 3648)).save("large.png")
+    common = ["generate", "--prompt", PROMPT, "--model", str(micro_model_folder), "--i2v-mode", "--i2v-image-path"]
+    for name, message in (("text.png", "text.png is not an image"), ("none.png", "none.png does not exist")):
+        assert main([*common, name]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1
+    assert loads == []
+    # A large one is no mistake: it is reduced, and that is said. This model makes videos from text alone.
+    assert main([*common, "large.png"]) == 2
+    err = capsys.readouterr().err
+    assert "large.png, 5472x3648 pixels, is reduced" in err
+    assert "from text alone" in err
+
+
+def test_replay_computes_as_the_file_was_made(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, micro_model_folder: Path
+) -> None:
+    import openhunyuan.cli.replay as replay
+
+    line = ["--prompt", PROMPT, "--seed", "1", "--model", str(micro_model_folder), "--num-frames", "1"]
+    how = ["--dtype", "float32", "--quant", "fp8", "--text-precision", "bfloat16"]
+    assert main(["generate", *line, *how, "--output-path", "a.png"]) == 0
+    assert main(["generate", *line, "--output-path", "plain.png"]) == 0
+    told = read_metadata("a.png")["made_by"]
+    assert (told["dtype"], told["quant"], told["text_precision"]) == ("float32", "fp8", "bfloat16")
+    assert not np.array_equal(read_video("a.png")[0], read_video("plain.png")[0])
+    seen: list[tuple] = []
+    plain = replay.open_pipeline
+
+    def spy(*how: object) -> object:
+        seen.append(how)
+        return plain(*how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(replay, "open_pipeline", spy)
+    assert main(["replay", "a.png", "--output-path", "again.png"]) == 0
+    assert seen[0][2:5] == ("float32", "fp8", "bfloat16")
+    assert np.array_equal(read_video("a.png")[0], read_video("again.png")[0])

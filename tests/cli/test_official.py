@@ -181,8 +181,8 @@ def test_what_flags_mean(line: str, fields: dict) -> None:
 
 
 def test_precision_is_the_number_format() -> None:
-    _, options, _ = read("--prompt a --precision bf16")
-    assert options.dtype == "bfloat16"
+    _, options, _ = read("--prompt a --precision bf16 --text-encoder-precision fp16")
+    assert (options.dtype, options.text_precision) == ("bfloat16", "float16")
 
 
 def test_the_environment_names_the_folder(tmp_path: Path) -> None:

@@ -32,6 +32,12 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPE_HELP = "Number format; auto is bfloat16 on a GPU that has it and float32 elsewhere."
 QuantName = Literal["none", "fp8"]
 QUANT_HELP = "fp8: keep the transformer's weights in eight bits. Half the memory, not faster."
+TextPrecisionName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+TEXT_PRECISION_HELP = "How the text encoders are kept; auto is float16 for released ones on a GPU, else as dtype."
+STRINGS_HELP = (
+    "File with the released prompt templates and negative prompts that diffusers lacks (the official constants.py). "
+    "Default: $OPENHUNYUAN_RELEASED_STRINGS."
+)
 
 _EMBEDDED = "tiny"
 _LARGEST_EMBEDDED = 256 * 256
@@ -63,6 +69,8 @@ class GenerateOptions(RewriterOptions, Request):
     device: str = Field("auto", description=DEVICE_HELP)
     dtype: DtypeName = Field("auto", description=DTYPE_HELP)
     quant: QuantName = Field("none", description=QUANT_HELP)
+    text_precision: TextPrecisionName = Field("auto", description=TEXT_PRECISION_HELP)
+    released_strings: str | None = Field(None, description=STRINGS_HELP)
 
     @field_validator("prompt")
     @classmethod
@@ -78,17 +86,16 @@ def run(args: Sequence[str]) -> int:
     """Check everything that is cheap to check, then load the model and make the files."""
     line = translate(args)
     options = _with_model(parse(GenerateOptions, line.args, PROG), line)
-    if (options.prompt is None) == (options.prompts is None):
-        what = (
-            "The option --prompt is missing" if options.prompt is None else "--prompt and --prompts exclude each other"
-        )
-        raise UserError(f"{what}; see {PROG} --help.")
+    if options.prompt is not None and options.prompts is not None:
+        raise UserError(f"--prompt and --prompts exclude each other; see {PROG} --help.")
+    if options.prompt is None and options.prompts is None:
+        raise UserError(f"The option --prompt is missing; see {PROG} --help.")
     if os.environ.get("RANK", "0") != "0":
         return 0  # Started several times by torchrun: the first makes the video, and says so.
     if options.prompts is not None:
         return _run_file(options, Path(options.prompts), line.notes)
 
-    asked = Request(**options.shared(), prompt=options.prompt)
+    asked = Request(**{**options.shared(), "prompt": options.prompt})
     _, spec = check_model(asked.model)
     request = asked.resolve(spec.defaults)
     paths = output_paths(request)
@@ -107,18 +114,33 @@ def run(args: Sequence[str]) -> int:
             chat = open_rewriter(options, options.device, options.dtype)
             asked = rewrite_request(asked, chat, options.rewrite_strict)
         del chat  # A local language model must not take the video model's memory.
-    pipe = open_pipeline(request.model, options.device, options.dtype, options.quant)
+    pipe = _pipeline(options)
     make_files(pipe, pipe.resolve(asked.replace(seed=request.seed)), paths)
     return 0
 
 
-def open_pipeline(model: str, device: str | None, dtype: str | None, quant: str) -> Pipeline:
-    """The pipeline of a model of any layout, with a word on stderr while it loads."""
+def _pipeline(options: GenerateOptions) -> Pipeline:
+    return open_pipeline(
+        options.model,
+        options.device,
+        options.dtype,
+        options.quant,
+        options.text_precision,
+        options.released_strings,
+    )
+
+
+def open_pipeline(
+    model: str, device: str | None, dtype: str | None, quant: str, text_precision: str, strings: str | None
+) -> Pipeline:
+    """The pipeline of a model of any layout, with a word on stderr while it loads; see the options of ``generate``."""
     from openhunyuan.convert.load import open_model
     from openhunyuan.infer.pipeline import Pipeline
 
     with console(stderr=True).status(f"Loading {model}"):
-        return Pipeline(open_model(model, device, dtype, float8=quant == "fp8"))
+        opened = open_model(model, device, dtype, float8=quant == "fp8")
+    opened.text_precision, opened.strings = None if text_precision == "auto" else text_precision, strings
+    return Pipeline(opened)
 
 
 def _with_model(options: GenerateOptions, line: Translation) -> GenerateOptions:
@@ -168,7 +190,7 @@ def _run_file(options: GenerateOptions, path: Path, notes: Sequence[str]) -> int
     try:
         if any(job.status == "open" for job in jobs):
             jobs = _rewritten(jobs, options)
-            pipe = open_pipeline(options.model, options.device, options.dtype, options.quant)
+            pipe = _pipeline(options)
 
             def make(request: Request) -> None:
                 make_files(pipe, pipe.resolve(request), output_paths(request))

@@ -79,7 +79,7 @@ def _training(*names: str) -> list[Flag]:
 
 _WITHOUT = "the weights were trained without it"
 _PARALLEL = "one device makes the whole video, which is the same one"
-_ONE_DTYPE = "the whole model computes in one number format, see --dtype"
+_ONE_DTYPE = "the VAE computes in the transformer's number format, see --dtype"
 
 OFFICIAL: tuple[Flag, ...] = (
     # What to make.
@@ -139,9 +139,12 @@ OFFICIAL: tuple[Flag, ...] = (
     _fixed("--rope-theta", "256"),
     _special("--precision", "1", "`--dtype`: fp32, fp16 and bf16 are float32, float16 and bfloat16"),
     _nothing("--vae-precision", "1", _ONE_DTYPE, f"--vae-precision changes nothing: {_ONE_DTYPE}."),
-    _nothing("--text-encoder-precision", "1", _ONE_DTYPE, f"--text-encoder-precision changes nothing: {_ONE_DTYPE}."),
+    _special("--text-encoder-precision", "1", "`--text-precision`, in the names of `--dtype`"),
     _nothing(
-        "--text-encoder-precision-2", "1", _ONE_DTYPE, f"--text-encoder-precision-2 changes nothing: {_ONE_DTYPE}."
+        "--text-encoder-precision-2",
+        "1",
+        "as the other text encoder, see `--text-precision`",
+        "--text-encoder-precision-2 changes nothing: both text encoders are kept alike, see --text-precision.",
     ),
     _nothing(
         "--disable-autocast",
@@ -410,11 +413,13 @@ class _Line:
             self._add("--output-dir", f"{folder}_{suffix}" if suffix else folder)
 
     def _model(self) -> None:
-        precision = self._one("--precision")
-        if precision is not None:
+        for name, option in (("--precision", "--dtype"), ("--text-encoder-precision", "--text-precision")):
+            precision = self._one(name)
+            if precision is None:
+                continue
             if precision not in _DTYPES:
-                raise UserError(f"--precision is '{precision}', but it must be one of {', '.join(_DTYPES)}.")
-            self._add("--dtype", _DTYPES[precision])
+                raise UserError(f"{name} is '{precision}', but it must be one of {', '.join(_DTYPES)}.")
+            self._add(option, _DTYPES[precision])
         if "--use-fp8" in self.given:
             self._add("--quant", "fp8")
         named = self._one("--model")

@@ -10,10 +10,21 @@ from pydantic import Field
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
 from openhunyuan.base.record import Record
-from openhunyuan.cli.generate import DEVICE_HELP, DTYPE_HELP, QUANT_HELP, DtypeName, QuantName, open_pipeline
+from openhunyuan.cli.generate import (
+    DEVICE_HELP,
+    DTYPE_HELP,
+    QUANT_HELP,
+    STRINGS_HELP,
+    TEXT_PRECISION_HELP,
+    DtypeName,
+    QuantName,
+    TextPrecisionName,
+    open_pipeline,
+)
 from openhunyuan.cli.parse import parse
 from openhunyuan.cli.progress import make_files
 from openhunyuan.infer.output import (
+    MADE_BY,
     check_output,
     load_latents,
     metadata_of,
@@ -41,6 +52,10 @@ class ReplayOptions(Record):
     device: str | None = Field(None, description=f"{DEVICE_HELP} Default: as the file was made.")
     dtype: DtypeName | None = Field(None, description=f"{DTYPE_HELP} Default: as the file was made.")
     quant: QuantName | None = Field(None, description=f"{QUANT_HELP} Default: as the file was made.")
+    text_precision: TextPrecisionName | None = Field(
+        None, description=f"{TEXT_PRECISION_HELP} Default: as the file was made."
+    )
+    released_strings: str | None = Field(None, description=STRINGS_HELP)
 
 
 def run(args: Sequence[str]) -> int:
@@ -70,18 +85,26 @@ def run(args: Sequence[str]) -> int:
         for name in changed_files(made_by.get("lora", {})):
             _log.warning("The LoRA %s is not the file that made %s: the frames will differ.", name, source)
 
-    device, dtype = options.device or str(made_by.get("device", "auto")), options.dtype or made_by.get("dtype")
-    quant = options.quant or str(made_by.get("quant", "none"))
+    device = options.device or str(made_by.get("device", "auto"))
+    how = (
+        options.dtype or made_by.get("dtype"),
+        options.quant or str(made_by.get("quant", "none")),
+        options.text_precision or str(made_by.get("text_precision", "auto")),
+        options.released_strings,
+    )
     try:
-        pipe = open_pipeline(request.model, device, dtype, quant)
+        pipe = open_pipeline(request.model, device, *how)
     except UserError:
         if options.device:
             raise
         _log.warning("The file was made on %s, which is not here: the frames may differ in rounding.", device)
-        pipe = open_pipeline(request.model, "auto", dtype, quant)
+        pipe = open_pipeline(request.model, "auto", *how)
     if from_latents:
         frames = pipe.decode(load_latents(source), request)[0]
-        write_output(path, frames, request, metadata_of(request, pipe.model))
+        metadata = metadata_of(request, pipe.model)
+        # What was noted while sampling holds for these frames too.
+        metadata[MADE_BY] = {**made_by, **metadata[MADE_BY]}
+        write_output(path, frames, request, metadata)
         print(path)
         return 0
     make_files(pipe, request, [path])

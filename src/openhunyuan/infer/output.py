@@ -150,6 +150,7 @@ def metadata_of(request: Request, model: LoadedModel) -> dict[str, Any]:
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "quant": "fp8" if model.float8 else "none",
+            "text_precision": model.text_precision or "auto",
             "weights": model.spec.sha256,
         },
     }
