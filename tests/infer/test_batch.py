@@ -203,6 +203,27 @@ def test_a_rewritten_prompt_counts_as_its_original(place: Path) -> None:
     assert planned(path)[0].status == "open"
 
 
+def test_what_the_pipeline_decides_does_not_hide_a_finished_row(place: Path) -> None:
+    """A picture sets the size, and released weights bring a negative prompt: neither is in the row."""
+    path = write(place / "a.csv", "prompt,image,i2v_resolution\na cat,cat.png,360p\n")
+    spec = SPEC.model_copy(update={"sha256": {}})
+
+    def released(request: Request) -> None:
+        make(request.replace(height=48, width=64, negative_prompt="blur"), weights={})
+
+    def status(**common: object) -> str:
+        return plan(read_rows(path, {"output_dir": "out", **common}), spec)[0].status
+
+    run_jobs(plan(read_rows(path, {"output_dir": "out"}), spec), released, lambda job: None)
+    assert status() == "skipped"
+    assert status(negative_prompt="noise") == "open"
+    assert status(image="cat.png", i2v_stability=True) == "open"
+    # Of a model whose files are known, another size or negative prompt is another request.
+    rows = read_rows(write(place / "b.csv", "prompt\na dog\n"), {"output_dir": "out"})
+    run_jobs(plan(rows, SPEC), lambda request: make(request.replace(height=48)), lambda job: None)
+    assert plan(rows, SPEC)[0].status == "open"
+
+
 def test_a_failure_ends_only_its_own_row(place: Path) -> None:
     path = write(place / "a.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c", "fps": 0}\n{"prompt": "d"}\n')
 
