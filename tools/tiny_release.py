@@ -153,8 +153,8 @@ def llava(tokenizer: Any) -> Any:
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_seq_length=IMAGE_TOKENS,
-        pad_token_id=pad,
     )
+    config.pad_token_id = pad  # diffusers asks the whole model for it
     return randomize(LlavaForConditionalGeneration(config), 3)
 
 

@@ -233,12 +233,13 @@ def generate_files(
         metadata = metadata_of(single, pipe.model)
         preview = Preview(pipe.model.vae, preview_path(path), single) if single.preview else None
         latents = pipe.sample(single, progress(index) if progress else None, preview)
+        metadata[MADE_BY] |= pipe.record
         kept = latents_path(path)
         save_latents(kept, latents, metadata)
         if decoding:
             decoding(index)
         try:
-            write_output(path, pipe.decode(latents)[0], single, metadata)
+            write_output(path, pipe.decode(latents, single)[0], single, metadata)
         except BaseException:
             _log.error("Decoding did not finish; the latents are kept: openhunyuan replay %s", kept)
             raise
