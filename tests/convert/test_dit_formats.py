@@ -98,7 +98,7 @@ def test_diffusers_folder_round_trip(tmp_path: Path, condition: str | None) -> N
 
     from diffusers import HunyuanVideoTransformer3DModel
 
-    model = HunyuanVideoTransformer3DModel.from_pretrained(str(back), torch_dtype=torch.float32)
+    model = HunyuanVideoTransformer3DModel.from_pretrained(str(back), dtype=torch.float32)
     assert model.config.image_condition_type == condition
     batch = inputs(33 if condition == "latent_concat" else 16, condition != "latent_concat")
     if condition == "token_replace":

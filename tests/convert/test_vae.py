@@ -52,7 +52,7 @@ def test_round_trips(tmp_path: Path, family: str) -> None:
 
     from diffusers import AutoencoderKLHunyuanVideo
 
-    model = AutoencoderKLHunyuanVideo.from_pretrained(str(tmp_path / "back"), torch_dtype=torch.float32)
+    model = AutoencoderKLHunyuanVideo.from_pretrained(str(tmp_path / "back"), dtype=torch.float32)
     latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(open_vae(source).decode(latents), model.decode(latents).sample, atol=2e-4, rtol=0)

@@ -8,6 +8,7 @@ its data, so opening 26 GB costs nothing.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pickle
 import struct
@@ -16,7 +17,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,8 +101,12 @@ class StoredTensor:
         """
         if self.span == 0 or self.offset % self.dtype.itemsize:
             return self.read()  # The formats allow unaligned tensors, processors would rather not.
-        storage = _mapped(self.path, self.path.stat().st_mtime_ns)[self.offset : self.offset + self.span]
-        return self._shaped(torch.empty(0, dtype=torch.uint8).set_(storage))
+        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb") as file:
+            # One mapping a tensor: a private mapping of a whole file larger than the memory may be refused.
+            length = self.offset + self.span - start
+            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+        return self._shaped(torch.frombuffer(pages, dtype=torch.uint8, count=self.span, offset=self.offset - start))
 
     def rows(self, start: int, stop: int) -> StoredTensor | None:
         """Rows start..stop of a dense tensor, still in the file; None if it is not dense."""
@@ -114,12 +118,6 @@ class StoredTensor:
     def _shaped(self, raw: Tensor) -> Tensor:
         flat = raw.view(self.dtype)
         return flat.view(self.shape) if self.stride is None else flat.as_strided(self.shape, self.stride)
-
-
-@lru_cache(maxsize=8)
-def _mapped(path: Path, changed: int) -> Any:
-    """One mapping a file. ``changed`` is part of the key, so that a replaced file is not mistaken for the old one."""
-    return torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
 
 
 def stored_safetensors(path: Path) -> dict[str, StoredTensor]:

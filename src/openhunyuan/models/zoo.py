@@ -58,6 +58,7 @@ class ModelSpec(Record):
     description: str = ""
     licence: str = "Apache-2.0"
     defaults: ModelDefaults
+    released: bool = Field(False, description="Weights of the official release, whose rounding their videos expect.")
     image_condition_type: ImageCondition | None = Field(
         None,
         description="How a picture comes in: token_replace (frame 0 is the picture at time 0) or latent_concat "
@@ -125,6 +126,7 @@ def released_spec(name: str, condition: ImageCondition | None) -> ModelSpec:
         description=f"HunyuanVideo, {what}.",
         licence=LICENCE,
         defaults=defaults,
+        released=True,
         image_condition_type=condition,
     )
 

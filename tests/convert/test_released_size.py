@@ -1,0 +1,179 @@
+"""The released 13B at its full size: files with every key and shape, whose data are holes, so that they cost no disk.
+
+What is measured is memory: opening maps, converting holds one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from openhunyuan.base.tensorfile import write_pickle
+from openhunyuan.convert.dit_read import read_dit
+from openhunyuan.convert.dit_write import plan_dit
+from openhunyuan.convert.lazy import from_tensor
+from openhunyuan.convert.plan import TensorFile, total_bytes
+from openhunyuan.convert.vae import plan_vae, read_vae
+from openhunyuan.models.dit.config import DiTConfig
+from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.vae.config import VAEConfig
+from openhunyuan.models.vae.model import CausalVAE
+from tests.convert.conftest import OFFICIAL_VAE, dit_state
+from tests.convert.test_names import shapes
+
+PARAMETERS = 12_821_012_544
+
+
+def holes(path: Path, state: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> Path:
+    """An official pickle with these names and shapes, and nothing written where the data would be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FakeTensorMode():
+        shells = {name: torch.empty(value.shape, dtype=dtype) for name, value in state.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({"module": shells}, path)
+    if path.stat().st_blocks * 512 > 100_000_000:
+        path.unlink()
+        pytest.skip("this file system has no sparse files")
+    return path
+
+
+def meta(model: type[torch.nn.Module], config: object) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return model(config).state_dict()
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ckpts") / "hunyuan-video-t2v-720p"
+    return holes(folder / "transformers" / "mp_rank_00_model_states.pt", meta(DiT, DiTConfig()))
+
+
+def test_official_transformer_to_every_format_by_name_and_shape(released: Path, tmp_path: Path) -> None:
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    assert released.stat().st_size == pytest.approx(2 * PARAMETERS, rel=1e-4)  # the 25.64 GB of release fact A.2
+    weights = read_dit(released)
+    assert weights.config == DiTConfig()
+    assert len(weights.state) == 856
+
+    files = plan_dit(weights, tmp_path, "diffusers")
+    shards = [file for file in files if isinstance(file, TensorFile)]
+    assert len(shards) == 6
+    assert max(file.nbytes for file in shards) <= 5_000_000_000
+    tensors = {name: value for file in shards for name, value in file.tensors.items()}
+    with torch.device("meta"):
+        published = HunyuanVideoTransformer3DModel()
+    assert len(tensors) == 1264
+    assert shapes(tensors) == shapes(published.state_dict())
+    assert total_bytes(files) == 2 * PARAMETERS
+
+    files = plan_dit(weights, tmp_path, "official-fp8")
+    eight, scales = (file for file in files if isinstance(file, TensorFile))
+    assert len(scales.tensors) == 320
+    assert {value.shape for value in scales.tensors.values()} == {(1,)}
+    assert eight.nbytes == pytest.approx(13.18e9, rel=1e-3)  # release fact A.3
+    assert [len(plan.tensors) for plan in plan_dit(weights, tmp_path, "comfyui") if isinstance(plan, TensorFile)] == [
+        856
+    ]
+
+
+@pytest.mark.parametrize("lost", ["double_blocks.19.img_mod.linear.bias", "single_blocks.39.linear2.weight"])
+def test_one_missing_key_of_856_is_named(tmp_path: Path, lost: str) -> None:
+    state = meta(DiT, DiTConfig())
+    del state[lost]
+    path = holes(tmp_path / "states.pt", state)
+    with pytest.raises(ValueError, match=f"lack keys: {lost}"):
+        read_dit(path)
+
+
+def test_official_vae_by_name_and_shape(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    state = {f"vae.{name}": value for name, value in meta(CausalVAE, VAEConfig()).items()}
+    holes(tmp_path / "vae" / "pytorch_model.pt", state, torch.float16)
+    config = {**OFFICIAL_VAE, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    weights = read_vae(tmp_path / "vae")
+    assert weights.config == VAEConfig()
+    written = next(file for file in plan_vae(weights, tmp_path, "diffusers") if isinstance(file, TensorFile)).tensors
+    with torch.device("meta"):
+        published = AutoencoderKLHunyuanVideo()
+    assert len(written) == 248
+    assert shapes(written) == shapes(published.state_dict())
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch
+from openhunyuan.convert.load import open_dit
+from openhunyuan.convert.job import plan
+
+def peak():
+    return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+
+job, source, target, small = sys.argv[1:]
+# What is imported on the way is no memory of the conversion: a small one first.
+plan(small, target + "-small", "official-fp8" if job == "open" else job).run()
+open_dit(Path(small))
+before = peak()
+if job == "open":
+    model = open_dit(Path(source), dtype=torch.bfloat16)
+    assert sum(p.numel() for p in model.parameters()) == 12_821_012_544
+    assert float(model.single_blocks[39].linear1.weight[5, 7]) == 0
+else:
+    plan(source, target, job).run()
+print(json.dumps(peak() - before))
+"""
+
+
+def measured(tmp_path: Path, job: str, source: Path) -> int:
+    """Bytes that a process of its own grew by, at its peak."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak is read from /proc")
+    small = tmp_path / "small_model_states.pt"
+    torch.save({"module": dit_state()}, small)
+    command = [sys.executable, "-c", MEASURE, job, str(source), str(tmp_path / job), str(small)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_opening_the_13b_does_not_copy_it(released: Path, tmp_path: Path) -> None:
+    """Mapped as they are, 25.6 GB of weights take the memory of their headers."""
+    assert measured(tmp_path, "open", released) < 0.02 * released.stat().st_size
+
+
+@pytest.mark.parametrize("to", ["diffusers", "official", "comfyui", "openhunyuan-fp8"])
+def test_converting_holds_less_than_a_shard(tmp_path: Path, to: str) -> None:
+    """From the official file and from shards of diffusers; the bound is 1.2 of the largest shard."""
+    config = DiTConfig(
+        hidden_size=512,
+        num_heads=4,
+        num_double_blocks=2,
+        num_single_blocks=3,
+        num_refiner_blocks=1,
+        rope_axes_dim=(16, 56, 56),
+        text_dim=64,
+        pooled_dim=64,
+    )
+    state = {
+        name: from_tensor(torch.zeros(value.shape, dtype=torch.bfloat16)) for name, value in meta(DiT, config).items()
+    }
+    source = tmp_path / "mp_rank_00_model_states.pt"
+    write_pickle(source, {"module": state})
+    assert source.stat().st_size > 60_000_000
+    if to == "official":
+        files = plan_dit(read_dit(source), tmp_path / "shards", "diffusers", max_shard=30_000_000)
+        for file in files:
+            file.write()
+        source = tmp_path / "shards"
+    largest = max(path.stat().st_size for path in ([source] if source.is_file() else source.glob("*.safetensors")))
+    grown = measured(tmp_path, to, source)
+    print(f"{to}: {grown / 1e6:.1f} MB, largest shard {largest / 1e6:.1f} MB")
+    assert grown < 1.2 * largest
