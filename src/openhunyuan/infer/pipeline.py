@@ -147,9 +147,6 @@ class Pipeline:
     def resolve(self, request: Request) -> Request:
         """The request with this model's defaults filled in; says what of it this model cannot use."""
         self._loras.check(request.lora)
-        asks_embedded = request.guidance_scale not in (None, self.defaults.guidance_scale)
-        if asks_embedded and not self.model.dit.config.guidance_embed:
-            _log.warning("guidance_scale is not used: this model has no guidance embedder; see true_cfg_scale.")
         if request.rewrite != "none" and request.rewritten is None:
             _log.warning("The prompt is used as it is: infer.rewrite.rewriter.rewrite_request rewrites one.")
         request = self._with_picture(self._with_negative(request))
@@ -341,6 +338,8 @@ class Pipeline:
         dit, loras = model.dit, self._loras.apply(request.lora)
         if kind is None and dit.config.in_channels != dit.config.out_channels:
             raise UserError(f"The weights in {model.folder} read a picture (33 channels); name one to start from.")
+        if embedded != self.defaults.guidance_scale and not dit.config.guidance_embed:
+            _log.warning("guidance_scale is not used: this model has no guidance embedder; see true_cfg_scale.")
         guidance = embedded_guidance(embedded, len(states), device) if dit.config.guidance_embed else None
         condition = self._condition(kind, pictures, size) if kind and pictures else None
         both = condition.repeat(2) if condition and guided else condition

@@ -99,7 +99,7 @@ class LoadedModel:
     def text(self) -> TextEncoder:
         """Both text encoders."""
         precision = self.text_precision
-        if precision is None and self.files.layout != "openhunyuan" and self.device.type == "cuda":
+        if precision is None and self.spec.released and self.device.type == "cuda":
             precision = "float16"
         return TextEncoder.from_folder(
             self.files.text_encoder,
