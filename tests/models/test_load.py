@@ -10,6 +10,7 @@ from openhunyuan.base.weights import load_safetensors, save_safetensors
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.load import load_model, save_model_folder
 from openhunyuan.models.zoo import check_model, component_parameters, wrong_hashes
+from openhunyuan.ops.float8 import quantize
 
 
 @pytest.fixture
@@ -149,3 +150,30 @@ def test_parts_that_do_not_fit_are_named(folder: Path) -> None:
     model.__dict__["dit"] = DiT(model.dit.config.model_copy(update={"pooled_dim": 8}))
     with pytest.raises(UserError, match="CLIP text model's width is 32, but the transformer expects 8"):
         model.check_fit()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the mappings are read from /proc")
+def test_weights_are_mapped_not_copied(micro_model_folder: Path) -> None:
+    """In the stored format on the CPU the parameters are the file's own pages."""
+    file = micro_model_folder / "dit" / "model.safetensors"
+    dit = load_model(str(micro_model_folder), "cpu", torch.float32).dit
+    mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(file) in line]
+    spans = [tuple(int(end, 16) for end in fields[0].split("-")) for fields in mapped]
+    inside = [
+        any(low <= parameter.data_ptr() < high for low, high in spans)
+        for parameter in dit.parameters()
+        if parameter.numel()
+    ]
+    assert all(inside)
+
+
+def test_eight_bits_on_request(micro_model_folder: Path) -> None:
+    full, eight = (load_model(str(micro_model_folder), "cpu", float8=flag) for flag in (False, True))
+    stored = eight.dit.state_dict()
+    weight = full.dit.state_dict()["single_blocks.0.linear1.weight"]
+    expected, scale = quantize(weight)
+    assert torch.equal(stored["single_blocks.0.linear1.weight"].float(), expected.float())
+    assert torch.equal(stored["single_blocks.0.linear1.weight_scale"], scale)
+    assert stored["final_layer.linear.weight"].dtype == torch.float32
+    scales = {name: value for name, value in stored.items() if name.endswith("weight_scale")}
+    assert len(scales) == 1 * 10 + 2 * 3

@@ -170,6 +170,11 @@ def stored_pickle(path: Path) -> Any:
     return _located(content, path, path.stat().st_size)
 
 
+def count_pickled(path: Path) -> int:
+    """How many numbers the tensors of a pickle hold together."""
+    return sum(prod(leaf.shape) for _, leaf in _leaves(stored_pickle(path)) if isinstance(leaf, StoredTensor))
+
+
 def _check_zip(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"The weights file {path} does not exist.")

@@ -10,7 +10,7 @@ from pydantic import Field
 from openhunyuan.base.log import console
 from openhunyuan.base.record import Record, read_json
 from openhunyuan.cli.parse import parse
-from openhunyuan.models.zoo import MODELS, check_model, component_bytes, component_parameters
+from openhunyuan.models.zoo import CONFIG, MODELS, check_model, component_bytes, component_parameters, find_model
 
 TITLES = {
     "dit": "transformer",
@@ -35,16 +35,22 @@ def run(args: Sequence[str]) -> int:
             print(f"{name}  {entry.description}")
         return 0
     folder, spec = check_model(options.model)
-    parameters, sizes = component_parameters(folder), component_bytes(folder)
+    files = find_model(options.model)
+    parameters, sizes = component_parameters(files), component_bytes(files)
     if options.json_output:
         print(
             json.dumps(
                 {
                     **spec.model_dump(mode="json"),
                     "folder": str(folder),
+                    "layout": files.layout,
                     "parameters": parameters,
                     "bytes": sizes,
-                    "configs": {name: read_json(folder / name / "config.json") for name in ("dit", "vae")},
+                    "configs": {
+                        name: read_json(path / CONFIG)
+                        for name, path in (("dit", files.dit), ("vae", files.vae))
+                        if (path / CONFIG).is_file()
+                    },
                 },
                 indent=2,
             )
@@ -55,7 +61,7 @@ def run(args: Sequence[str]) -> int:
 
     out = console()
     out.print(f"[bold]{spec.name}[/bold]  {spec.description}".rstrip())
-    out.print(f"licence {spec.licence}, folder {folder}", soft_wrap=True)
+    out.print(f"licence {spec.licence}, {files.layout} folder {folder}", soft_wrap=True)
     table = Table("part", "what", "parameters", "size on disk")
     for column in table.columns[2:]:
         column.justify = "right"

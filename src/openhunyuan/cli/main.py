@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "rewrite": ("openhunyuan.cli.rewrite", "Have a language model rewrite a prompt, as `generate --rewrite` would."),
     "evaluate": ("openhunyuan.cli.evaluate", "Measure a model: alignment with prompts, or reconstruction by its VAE."),
     "train": ("openhunyuan.cli.train", "Run a named training recipe; it resumes where its directory stands."),
+    "convert": ("openhunyuan.cli.convert", "Convert weights between official, diffusers, ComfyUI and our formats."),
+    "download": ("openhunyuan.cli.download", "Fetch a released model from the hub, after its licence."),
     "info": ("openhunyuan.cli.info", "Say what a model is: parts, sizes, defaults, licence."),
     "doctor": ("openhunyuan.cli.doctor", "Say what this machine can do, and check the installation."),
 }

@@ -25,7 +25,7 @@ from openhunyuan.convert.names import NameMap
 from openhunyuan.convert.source import config_beside, open_file, open_folder
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
-from openhunyuan.models.layout import ImageCondition, named_condition
+from openhunyuan.models.layout import ImageCondition, named_condition, official_file
 from openhunyuan.models.load import check_state
 from openhunyuan.models.zoo import CONFIG
 from openhunyuan.ops.float8 import FLOAT8, FLOAT8_MAX, SCALE, dequantize, is_quantized
@@ -116,14 +116,6 @@ def _open(path: Path, float8: bool) -> tuple[Path, dict[str, Lazy]]:
     elif not path.exists():
         raise UserError(f"The weights {path} do not exist.")
     return path, open_file(path)
-
-
-def official_file(folder: Path, float8: bool = False) -> Path | None:
-    """The official pickle in a folder, by the names that the official program looks for (release fact A.2)."""
-    plain = sorted([*folder.glob("pytorch_model_*.pt"), *folder.glob("*_model_states.pt")])
-    eight = sorted(folder.glob("*_fp8.pt"))
-    both = (eight + plain) if float8 else (plain + eight)
-    return both[0] if both else None
 
 
 def _without_prefix(raw: Mapping[str, Lazy], path: Path) -> dict[str, Lazy]:

@@ -1,19 +1,23 @@
 """Released weights on the hub: what belongs to a model, its licence, and fetching it all into one folder.
 
-Fetching is ``huggingface_hub``'s: it resumes, checks sizes, and keeps what is there. No torch here.
+Listing and fetching are ``huggingface_hub``'s. No torch here.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import unknown
 from openhunyuan.base.require import require
+from openhunyuan.models.zoo import file_sha256
 
 TERRITORY = (
     "The Tencent Hunyuan Community Licence grants no rights in the European Union, the United Kingdom and South Korea: "
@@ -118,8 +122,34 @@ def released(name: str) -> Released:
     return RELEASED[name]
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file of a repository: its name there, the commit, where it goes, its bytes and, for large ones, its SHA-256."""
+
+    repository: str
+    commit: str
+    name: str
+    path: Path
+    size: int
+    sha256: str | None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it has been fetched: it takes its place only when it is whole."""
+        return self.path.is_file() and self.path.stat().st_size == self.size
+
+    @property
+    def partial(self) -> Path:
+        """Where it grows; of another commit or content it would be another file."""
+        mark = (self.sha256 or self.commit)[:16]
+        return self.path.with_name(f".{self.path.name}.{mark}.incomplete")
+
+
 class Download:
     """A model on its way from the hub to a folder.
+
+    The library's own downloads throw half a file away when the process ends, so files are fetched one by one with its
+    parts below them: a file grows beside its place, goes on where it stopped, and is moved there when it is whole.
 
     Args:
         model: what to fetch.
@@ -138,27 +168,23 @@ class Download:
 
     def licence(self) -> str:
         """The licence's text, fetched before anything else and kept as LICENSE.txt with the weights."""
-        repository = self.model.licence
-        with tempfile.TemporaryDirectory() as folder:
-            self._asked(self._hub.snapshot_download, repository, local_dir=folder, allow_patterns=["LICENSE*"])
-            files = sorted(Path(folder).glob("LICENSE*"))
-            if not files:
-                raise UserError(f"{repository} shows no licence, so nothing is fetched; look at its page on the hub.")
-            text = files[0].read_text(encoding="utf-8", errors="replace")
-        self._licence = text
-        return text
+        if not self._licence:
+            repository = self.model.licence
+            with tempfile.TemporaryDirectory() as folder:
+                files = self._files(Repository(repository, patterns=("LICENSE*",)), Path(folder), None)
+                if not files:
+                    raise UserError(
+                        f"{repository} shows no licence, so nothing is fetched; look at its page on the hub."
+                    )
+                self._fetch(files[0])
+                self._licence = files[0].path.read_text(encoding="utf-8", errors="replace")
+        return self._licence
 
     def check(self) -> int:
         """Bytes that are still to be fetched. Raises ``UserError`` when they do not fit, or nothing matches."""
-        wanted = 0
-        for number, part in enumerate(self.model.parts):
-            files = self._snapshot(number, part, dry_run=True)
-            if not files:
-                raise UserError(
-                    f"{part.name} has none of the files {', '.join(part.patterns)}; is it the right revision?"
-                )
-            wanted += sum(file.file_size for file in files if file.will_download)
-        folder = self.target
+        left = [file for file in self._all() if not file.is_here]
+        wanted = sum(file.size - (file.partial.stat().st_size if file.partial.exists() else 0) for file in left)
+        folder = self.target.absolute()
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free
@@ -167,42 +193,110 @@ class Download:
         return wanted
 
     def run(self) -> None:
-        """Fetch what is not there yet, with progress bars, after the licence; half a file is gone on with."""
-        self._licence = self._licence or self.licence()
-        for number, part in enumerate(self.model.parts):
-            self._snapshot(number, part)
-        licence = self.target / "LICENSE.txt"
-        if not licence.exists():
+        """Fetch what is not there yet, with progress bars, after the licence."""
+        text = self.licence()
+        for file in self._all():
+            if not file.is_here:
+                self._fetch(file)
+        place = self.target / "LICENSE.txt"
+        if not place.exists():
             # The licence asks that a copy of it goes with the weights.
-            licence.write_text(self._licence, encoding="utf-8")
+            place.write_text(text, encoding="utf-8")
 
-    def _snapshot(self, number: int, part: Repository, **options: Any) -> Any:
-        return self._asked(
-            self._hub.snapshot_download,
-            part.name,
-            revision=None if number else self.revision,
-            local_dir=self.target / part.folder,
-            allow_patterns=list(part.patterns),
-            **options,
-        )
+    def _all(self) -> list[_File]:
+        out: list[_File] = []
+        for number, part in enumerate(self.model.parts):
+            files = self._files(part, self.target / part.folder, None if number else self.revision)
+            if not files:
+                raise UserError(
+                    f"{part.name} has none of the files {', '.join(part.patterns)}; is it the right revision?"
+                )
+            out += files
+        return out
 
-    def _asked(self, function: Any, repository: str, **options: Any) -> Any:
-        """A call of the hub's library, its errors in one sentence."""
-        from huggingface_hub import errors
+    def _files(self, part: Repository, folder: Path, revision: str | None) -> list[_File]:
+        from huggingface_hub.utils import filter_repo_objects
 
-        try:
-            return function(repository, endpoint=self.endpoint, **options)
-        except errors.GatedRepoError:
+        api = self._hub.HfApi(endpoint=self.endpoint)
+        with _explained(part.name):
+            commit = api.repo_info(part.name, revision=revision).sha
+            entries = [
+                entry
+                for entry in api.list_repo_tree(part.name, recursive=True, revision=commit)
+                if hasattr(entry, "size")
+            ]
+        chosen = filter_repo_objects(entries, allow_patterns=list(part.patterns), key=lambda entry: entry.path)
+        out: list[_File] = []
+        for entry in chosen:
+            place = folder / entry.path
+            if not place.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"{part.name} has the file {entry.path}, which lies outside of its folder; not fetched."
+                )
+            lfs = entry.lfs.sha256 if entry.lfs else None
+            out.append(_File(part.name, commit, entry.path, place, entry.size, lfs))
+        return out
+
+    def _fetch(self, file: _File) -> None:
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        url = self._hub.hf_hub_url(file.repository, file.name, revision=file.commit, endpoint=self.endpoint)
+        headers = build_hf_headers()
+        partial = file.partial
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(file.repository):
+            place = self._hub.get_hf_file_metadata(url, endpoint=self.endpoint).location
+            if urlparse(place).netloc != urlparse(url).netloc:
+                headers.pop("authorization", None)  # The token is for the hub, not for where it stores files.
+            with partial.open("r+b" if partial.exists() else "w+b") as out:
+                start = out.seek(0, 2)
+                if start > file.size:
+                    start = out.truncate(0)
+                    out.seek(0)
+                http_get(
+                    place,
+                    out,
+                    resume_size=start,
+                    headers=headers,
+                    expected_size=file.size,
+                    displayed_filename=file.name,
+                )
+        if file.sha256 is not None and file_sha256(partial) != file.sha256:
+            partial.unlink()
             raise UserError(
-                f"{repository} asks for an account: accept its terms on the hub, then set HF_TOKEN."
-            ) from None
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-            what = type(error).__name__.removesuffix("Error").removesuffix("NotFound").lower()
-            raise UserError(f"The hub has no such {what} of {repository}; was it moved or renamed?") from None
-        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # The disk, not the hub.
-            raise UserError(
-                f"{repository} could not be fetched ({str(error).splitlines()[0] if str(error) else 'no answer'}); "
-                "check the network and run the command again, it goes on where it stopped."
-            ) from None
+                f"{file.name} did not arrive as it left the hub (its SHA-256 differs); run the command again."
+            )
+        partial.replace(file.path)
+
+
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """The hub's errors in one sentence; others (the disk, a mistake of ours) go on as they are."""
+    try:
+        yield
+    except Exception as error:
+        sentence = _sentence(error, repository)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from None
+
+
+def _sentence(error: Exception, repository: str) -> str | None:
+    """What went wrong with the hub; None for what is not the hub's."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repository} asks for an account: accept its terms on the hub, then set HF_TOKEN."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"The hub shows no repository {repository}; was it renamed, or does it need HF_TOKEN?"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository} has no such revision; leave --revision out, or take one from its page on the hub."
+    network = isinstance(error, errors.HfHubHTTPError) or type(error).__module__.startswith("httpx")
+    if not network and not (isinstance(error, OSError) and error.errno is None):
+        return None
+    what = (str(error).splitlines() or ["no answer"])[0]
+    return (
+        f"{repository} could not be fetched ({what}); check the network and run the command again: "
+        "it goes on where it stopped."
+    )

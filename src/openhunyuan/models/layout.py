@@ -175,6 +175,14 @@ def named_condition(path: Path) -> ImageCondition | None:
     return "token_replace" if i2v else None
 
 
+def official_file(folder: Path, float8: bool = False) -> Path | None:
+    """The official pickle in a folder, by the names that the official program looks for (release fact A.2)."""
+    plain = sorted([*folder.glob("pytorch_model_*.pt"), *folder.glob("*_model_states.pt")])
+    eight = sorted(folder.glob("*_fp8.pt"))
+    both = (eight + plain) if float8 else (plain + eight)
+    return both[0] if both else None
+
+
 def has_tensor(file: Path, endings: tuple[str, ...]) -> bool:
     """Whether a safetensors file has a tensor whose name ends so; reads the header alone."""
     return any(name.endswith(endings) for name in read_header(file))

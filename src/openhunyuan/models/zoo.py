@@ -25,7 +25,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, nearest, read_json
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.weights import count_parameters, read_header
-from openhunyuan.models.layout import CONFIG, PICKLES, ImageCondition, Layout, Parts, find_parts
+from openhunyuan.models.layout import CONFIG, PICKLES, ImageCondition, Layout, Parts, find_parts, official_file
 
 COMPONENTS = ("dit", "vae", "text_encoder", "text_encoder_2")
 WEIGHTS = "model.safetensors"
@@ -243,7 +243,8 @@ def component_files(files: ModelFiles, component: str) -> list[Path]:
         return [place]
     if files.layout != "openhunyuan" and not any(place.glob("*.safetensors")):
         # Official transformers and VAE come as pickles; only tensors are read from them.
-        pickles = sorted(path for path in place.iterdir() if path.suffix in PICKLES)
+        official = official_file(place) if component == "dit" else None
+        pickles = [official] if official else sorted(path for path in place.iterdir() if path.suffix in PICKLES)
         if pickles:
             return pickles
     return weight_files(place)
@@ -258,18 +259,32 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path} is truncated or not a PyTorch file; copy or download it again.")
 
 
-def component_parameters(folder: Path) -> dict[str, int]:
-    """Parameters of each component of our layout, counted from the weights' headers."""
+def component_parameters(model: Path | ModelFiles) -> dict[str, int]:
+    """Parameters of each component, counted from the weights' headers (which needs torch where they are pickles)."""
+    files = model if isinstance(model, ModelFiles) else find_model(str(model))
     return {
-        component: sum(count_parameters(path) for path in weight_files(folder / component)) for component in COMPONENTS
+        component: sum(_count_parameters(path) for path in component_files(files, component))
+        for component in COMPONENTS
     }
 
 
-def component_bytes(folder: Path) -> dict[str, int]:
-    """Bytes on disk of each component of our layout, all its files."""
+def _count_parameters(path: Path) -> int:
+    if path.suffix not in PICKLES:
+        return count_parameters(path)
+    from openhunyuan.base.tensorfile import count_pickled
+
+    return count_pickled(path)
+
+
+def component_bytes(model: Path | ModelFiles) -> dict[str, int]:
+    """Bytes on disk of each component: of a folder all its files."""
+    files = model if isinstance(model, ModelFiles) else find_model(str(model))
+    places: dict[str, Path] = {component: getattr(files, component) for component in COMPONENTS}
     return {
-        component: sum(path.stat().st_size for path in (folder / component).rglob("*") if path.is_file())
-        for component in COMPONENTS
+        component: sum(
+            path.stat().st_size for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()
+        )
+        for component, place in places.items()
     }
 
 
