@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.convert.job import plan
@@ -166,6 +166,80 @@ def test_each_format_makes_a_video_and_goes_out_again_bit_for_bit(
     for part in ("transformer", "vae", "diffusion_models"):
         if kind != "official" and (source / part).is_dir():
             assert same_tensors(folder_tensors(source / part), folder_tensors(back / part)), part
+
+
+@pytest.fixture(scope="session")
+def i2v_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    from tools.tiny_release import clip_text, write_llava
+
+    root = tmp_path_factory.mktemp("i2v-texts")
+    write_llava(root / "llava")
+    model, _ = clip_text(root / "clip")
+    model.save_pretrained(str(root / "clip"))
+    return root / "llava", root / "clip"
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition"),
+    [
+        ("diffusers", "token_replace"),
+        ("diffusers", "latent_concat"),
+        ("official", "token_replace"),
+        ("comfyui", "latent_concat"),
+    ],
+)
+def test_each_image_to_video_format_makes_a_video_of_a_picture(
+    tmp_path: Path, i2v_texts: tuple[Path, Path], kind: str, condition: str
+) -> None:
+    from tools.tiny_release import random_image
+
+    source, text = tmp_path / "source", "text_encoder"
+    if kind == "diffusers":
+        write_diffusers(source, condition)
+    elif kind == "official":
+        write_official(source, kind="i2v")
+        text = "text_encoder_i2v"
+    else:
+        write_comfyui(source / "diffusion_models" / "hunyuan_video_image_to_video.safetensors", CONCAT)
+        plan(str(write_official(tmp_path / "other") / "vae"), str(source / "vae"), "comfyui").run()
+    add_texts(source, i2v_texts, (text, "text_encoder_2"))
+    random_image(40, 60).save(tmp_path / "picture.png")
+
+    fields = {"prompt": "a large red circle", "image": str(tmp_path / "picture.png"), **SIZE}
+    pipe = Pipeline.from_pretrained(str(source), device="cpu")
+    assert pipe.model.spec.image_condition_type == condition
+    frames = pipe(**fields).frames[0]
+    assert frames.std() > 0
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    plan(str(source), str(ours)).run()
+    assert np.array_equal(Pipeline.from_pretrained(str(ours), device="cpu")(**fields).frames[0], frames)
+    plan(str(ours), str(back), kind).run()
+    for path in sorted(source.rglob("*_model_states.pt")):
+        one, two = (torch.load(place, weights_only=True) for place in (path, back / path.relative_to(source)))
+        assert same_tensors(one["module"], two["module"])
+    for part in ("transformer", "vae", "diffusion_models"):
+        if kind != "official" and (source / part).is_dir():
+            assert same_tensors(folder_tensors(source / part), folder_tensors(back / part)), part
+    again = open_model(str(back), "cpu")
+    assert (again.files.text_encoder.name, again.spec.image_condition_type) == (text, condition)
+
+
+def test_a_llava_and_a_lora_are_known_by_their_looks(
+    i2v_texts: tuple[Path, Path], tmp_path: Path, official_model: Path
+) -> None:
+    llava = i2v_texts[0]
+    plan(str(llava), str(tmp_path / "text")).run()
+    config = json.loads((tmp_path / "text" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert not any("vision" in name for name in folder_tensors(tmp_path / "text"))
+    down, up = torch.randn(2, 3072), torch.randn(12288, 2)
+    name = "transformer.single_transformer_blocks.3.proj_mlp"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, str(tmp_path / "lora.safetensors"))
+    plan(str(tmp_path / "lora.safetensors"), str(tmp_path / "kohya.safetensors"), "kohya").run()
+    written = load_file(tmp_path / "kohya.safetensors")
+    assert any(key.startswith("lora_unet_single_blocks_3_linear1") for key in written)
+    with pytest.raises(UserError, match="Unknown LoRA format openhunyuan"):
+        plan(str(tmp_path / "lora.safetensors"), str(tmp_path / "x.safetensors"))
 
 
 def test_official_to_diffusers_is_a_pipeline_of_diffusers(official_model: Path, tmp_path: Path) -> None:
