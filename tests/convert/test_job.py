@@ -145,6 +145,7 @@ def test_each_format_makes_a_video_and_goes_out_again_bit_for_bit(
     add_texts(source, micro_text_folders)
 
     pipe = Pipeline.from_pretrained(str(source), device="cpu")
+    assert pipe.model.float8 == kind.endswith("fp8")
     frames = pipe(prompt="a red circle", **SIZE).frames[0]
     assert frames.shape == (5, 32, 32, 3)
     assert frames.std() > 0
@@ -153,6 +154,7 @@ def test_each_format_makes_a_video_and_goes_out_again_bit_for_bit(
     to = f"{family}-fp8" if kind.endswith("fp8") else family
     ours, back = tmp_path / "ours", tmp_path / "back"
     plan(str(source), str(ours)).run()
+    assert open_model(str(ours), "cpu").float8 == kind.endswith("fp8")
     again = Pipeline.from_pretrained(str(ours), device="cpu")(prompt="a red circle", **SIZE).frames[0]
     assert np.array_equal(again, frames)
     folder, spec = check_model(str(ours))

@@ -72,15 +72,14 @@ def join(parts: Sequence[Lazy]) -> Lazy:
 
 
 def _filled(parts: Sequence[Lazy], dtype: torch.dtype, shape: tuple[int, ...], mapped: bool) -> Tensor:
-    out: Tensor | None = None
-    row = 0
-    for part in parts:
-        value = part.get(mapped)
-        if out is None:
-            out = torch.empty(shape, dtype=dtype, device=value.device)
-        out[row : row + part.shape[0]] = value
+    first = parts[0].get(mapped)
+    out = torch.empty(shape, dtype=dtype, device=first.device)
+    out[: len(first)] = first
+    row = len(first)
+    del first
+    for part in parts[1:]:
+        out[row : row + part.shape[0]] = part.get(mapped)
         row += part.shape[0]
-    assert out is not None
     return out
 
 

@@ -10,9 +10,11 @@ import torch
 from openhunyuan.convert.dit_read import read_dit
 from openhunyuan.convert.vae import read_vae
 from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.layout import has_tensor
 from openhunyuan.models.load import LoadedModel, Readers, build_dit, build_vae, load_model
 from openhunyuan.models.vae.model import CausalVAE
-from openhunyuan.models.zoo import released_spec
+from openhunyuan.models.zoo import released_spec, weight_files
+from openhunyuan.ops.float8 import SCALE
 
 
 def open_model(
@@ -37,11 +39,14 @@ def open_model(
     model = load_model(name_or_path, device, dtype, float8, Readers(open_dit, open_vae))
     files = model.files
     if files.layout == "openhunyuan":
+        model.float8 |= any(has_tensor(path, (f".{SCALE}",)) for path in weight_files(files.dit))
         return model
     # Whether a released transformer reads pictures decides the defaults, and only its tensors say it for certain.
-    condition = read_dit(files.dit, float8).image_condition_type
-    files = replace(files, spec=released_spec(files.spec.name, condition))
-    return LoadedModel(files, model.device, model.dtype, Readers(open_dit, open_vae), float8)
+    weights = read_dit(files.dit, float8)
+    files = replace(files, spec=released_spec(files.spec.name, weights.image_condition_type))
+    return LoadedModel(
+        files, model.device, model.dtype, Readers(open_dit, open_vae), float8=float8 or weights.is_float8
+    )
 
 
 def open_dit(

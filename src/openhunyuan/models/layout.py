@@ -70,7 +70,7 @@ def find_parts(path: Path) -> Parts | None:
     if not path.is_dir():
         return None
     if (path / "model.json").is_file():
-        return Parts("openhunyuan", path, *(path / name for name in ("dit", "vae", "text_encoder", "text_encoder_2")))
+        return Parts("openhunyuan", path, path / "dit", path / "vae", path / "text_encoder", path / "text_encoder_2")
     if (path / "model_index.json").is_file():
         return _diffusers(path)
     return _official(path) or _comfyui(path)
@@ -81,11 +81,12 @@ def _diffusers(path: Path) -> Parts:
     if name not in _PIPELINES:
         raise UserError(f"{path} is a {name} of diffusers, but {' or '.join(_PIPELINES)} is expected.")
     parts = [path / part for part in ("transformer", "vae", "text_encoder", "text_encoder_2")]
+    dit, vae, text, clip = (part if part.is_dir() else None for part in parts)
     condition = None
     if (path / "transformer" / CONFIG).is_file():
         found = read_json(path / "transformer" / CONFIG).get("image_condition_type")
         condition = found if found in ("token_replace", "latent_concat") else None
-    return Parts("diffusers", path, *(part if part.is_dir() else None for part in parts), condition)
+    return Parts("diffusers", path, dit, vae, text, clip, condition)
 
 
 def _official(path: Path) -> Parts | None:

@@ -341,6 +341,7 @@ def save_model_folder(
         description=description,
         licence=licence,
         defaults=defaults,
+        released=False,
         image_condition_type=image_condition_type,
         image_optional=image_optional,
         last_image=last_image,

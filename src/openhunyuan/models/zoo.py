@@ -117,8 +117,10 @@ def released_spec(name: str, condition: ImageCondition | None) -> ModelSpec:
         num_frames=129,
         num_inference_steps=50,
         guidance_scale=1.0 if condition == "latent_concat" else 6.0,
+        true_cfg_scale=1.0,
         flow_shift=7.0,
         fps=24,
+        negative_prompt="",
     )
     what = "image-to-video" if condition else "text-to-video"
     return ModelSpec(
@@ -128,6 +130,8 @@ def released_spec(name: str, condition: ImageCondition | None) -> ModelSpec:
         defaults=defaults,
         released=True,
         image_condition_type=condition,
+        image_optional=False,
+        last_image=False,
     )
 
 
