@@ -65,7 +65,9 @@ DECODER = TrainConfig(
         ),
         Stage(name="video-64x33", steps=150, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
     ),
-    optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10, schedule="cosine", final_lr_ratio=0.02, grad_clip=1.0),
+    optimizer=OptimizerConfig(
+        name="muon", lr=1e-4, muon_lr=2e-3, warmup_steps=10, schedule="linear", final_lr_ratio=0.02, grad_clip=1.0
+    ),
     ema_decay=0.99,
     checkpoint_every=50,
     sample_every=150,
