@@ -24,10 +24,13 @@ def test_prompts_are_mixed_and_never_held_out() -> None:
 def test_frames_and_truth_belong_to_their_prompt() -> None:
     rng = np.random.default_rng(1)
     data = world_data(TinyTextConfig())
-    pairs = [data.sample_pair(rng) for _ in range(60)]
-    assert all((frame.shape, frame.dtype) == ((64, 64, 3), np.uint8) for frame, _ in pairs)
-    scenes = [scene for _, prompt in pairs if (scene := parse_prompt(prompt)) is not None]
-    assert len(scenes) > 20
+    pairs = data.sample_pairs(rng, 61)
+    assert len(pairs) == 61
+    for frame, texts in pairs:
+        assert (frame.shape, frame.dtype) == ((64, 64, 3), np.uint8)
+        assert len(texts) == 2
+    scenes = [scene for _, texts in pairs for text in texts if (scene := parse_prompt(text)) is not None]
+    assert len(scenes) > 30
     assert not any(is_heldout(scene.shape, scene.color, scene.motion) for scene in scenes)
     for heldout in (False, True):
         scene = data.labelled(rng, heldout)

@@ -60,3 +60,15 @@ def test_every_parameter_is_optimised_once():
 def test_muon_needs_a_module_that_names_its_matrices():
     with pytest.raises(ValueError, match="adamw"):
         build_optimizers(nn.Linear(2, 2), OptimizerConfig(name="muon"))
+
+
+def test_muon_takes_a_convolution_kernel_as_the_matrix_of_its_outputs():
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 2, 3, 3, 3))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    gradient = torch.randn_like(matrix)
+    for parameter in (kernel, matrix):
+        parameter.grad = gradient.view(parameter.shape).clone()
+        Muon([parameter], lr=0.1).step()
+    assert torch.equal(kernel.detach().flatten(1), matrix.detach())
+    assert not torch.equal(kernel.detach(), torch.zeros_like(kernel))

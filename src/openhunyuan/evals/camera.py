@@ -28,7 +28,7 @@ best motion does not explain to this share, flickers: its camera is static."""
 ZOOM = 1.22
 """Least magnification between the ends of a zoom (rendered truth: 1.56)."""
 SWEEP = 0.07
-"""Least background travel of a pan, tilt or arc as a share of the width (rendered truth: 0.13 or more)."""
+"""Least background travel of a pan, tilt or arc as a share of the width (rendered truth: 0.12 or more)."""
 
 
 @dataclass(frozen=True)

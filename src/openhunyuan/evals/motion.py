@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 TRAVEL = 0.22
-"""A linear motion covers at least this share of the frame width (rendered truth: 0.38)."""
+"""A linear motion covers at least this share of the frame width (rendered truth: 0.32)."""
 STILL_DRIFT = 0.05
 """A subject in place stays within this share of the width of its mean position."""
 GROWTH = 1.35

@@ -32,6 +32,6 @@ RECIPES: dict[str, Recipe] = {
     "tiny-video": Recipe(
         "openhunyuan.recipes.tiny_video",
         "the embedded model's DiT on video, and the complete model folder",
-        ("tiny-text", "tiny-vae", "tiny-vae-decoder", "tiny-image"),
+        ("tiny-text", "tiny-vae", "tiny-image"),
     ),
 }

@@ -23,10 +23,10 @@ from openhunyuan.train.loop import Trainer
 from openhunyuan.train.tasks.flow import EmptyText, FlowConfig, FlowTask
 
 DIT = DiTConfig(
-    hidden_size=160,
-    num_heads=5,
+    hidden_size=128,
+    num_heads=4,
     num_double_blocks=3,
-    num_single_blocks=6,
+    num_single_blocks=4,
     num_refiner_blocks=1,
     rope_axes_dim=(8, 12, 12),
     text_dim=128,
@@ -37,10 +37,10 @@ FLOW = FlowConfig()
 CPU = torch.device("cpu")
 
 SETS = {
-    "image": WorldLatents(count=10_000, num_frames=1, size=64, seed=11),
-    "low": WorldLatents(count=3_000, num_frames=33, size=32, seed=12),
-    "short": WorldLatents(count=600, num_frames=17, size=64, seed=13),
-    "video": WorldLatents(count=2_800, num_frames=33, size=64, seed=14),
+    "image": WorldLatents(count=20_000, num_frames=1, size=64, seed=11),
+    "low": WorldLatents(count=1_500, num_frames=33, size=32, seed=12),
+    "short": WorldLatents(count=400, num_frames=17, size=64, seed=13),
+    "video": WorldLatents(count=3_400, num_frames=33, size=64, seed=14),
 }
 HELDOUT = {
     "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
@@ -57,9 +57,9 @@ OPTIMIZER = OptimizerConfig(name="muon", lr=1e-3, muon_lr=0.01, warmup_steps=50,
 IMAGE = TrainConfig(
     name="tiny-image",
     seed=2,
-    stages=(Stage(name="image-64", steps=900, shapes=(_shape(64, 1),)),),
+    stages=(Stage(name="image-64", steps=1500, shapes=(_shape(64, 1),)),),
     optimizer=OPTIMIZER.model_copy(
-        update={"schedule_steps": 1200}
+        update={"schedule_steps": 1900}
     ),  # ends before its decay does: video goes on from here
     ema_decay=0.995,
     checkpoint_every=100,
@@ -72,13 +72,13 @@ VIDEO = TrainConfig(
     seed=3,
     stages=(
         Stage(name="video-32x33", steps=150, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
-        Stage(name="video-64x33", steps=1000, shapes=(_shape(24, 33, share=6), _shape(36, 17), _shape(64, 1))),
+        Stage(name="video-64x33", steps=5000, shapes=(_shape(16, 33, share=5), _shape(24, 17), _shape(64, 1, share=2))),
     ),
     optimizer=OPTIMIZER,
     ema_decay=0.995,
-    checkpoint_every=50,
-    sample_every=300,
-    validate_every=300,
+    checkpoint_every=100,
+    sample_every=500,
+    validate_every=500,
     log_every=10,
 )
 

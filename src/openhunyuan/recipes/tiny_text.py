@@ -7,19 +7,25 @@ Only the training split's scenes are described or rendered for training; held-ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from openhunyuan.caption.camera import CAMERA_MOVES
 from openhunyuan.caption.schema import assemble
+from openhunyuan.tiny.vocabulary import MATERIALS, MOTIONS, SHAPES, is_heldout
 from openhunyuan.tiny.world import Scene, render, sample_scene
 from openhunyuan.train.config import Strict
 from openhunyuan.train.tasks.text import LabelledScene, TextData, TextTrainConfig, train_text
 
 # Frames of a clip to draw one from: the first and last moments are as likely as the middle ones.
 _CLIP_LENGTHS = (1, 2, 3, 5)
+T = TypeVar("T")
 VISIBLE = ("shape", "color", "size", "background_color", "material")
 
 
@@ -31,6 +37,9 @@ class TinyTextConfig(Strict):
         default=0.3, ge=0, le=1, description="share of other wordings; the rest are assembled captions"
     )
     camera_prob: float = Field(default=0.15, ge=0, le=1, description="share of scenes with a moving camera")
+    family: int = Field(
+        default=3, ge=1, description="scenes in a row of a CLIP batch that look alike: see `_lookalike`"
+    )
     photo_prob: float = Field(
         default=0.03, ge=0, le=1, description="share of described scenes in front of a photograph"
     )
@@ -63,9 +72,15 @@ def world_data(config: TinyTextConfig) -> TextData:
         frames = render(scene, num_frames=int(rng.choice(_CLIP_LENGTHS)), height=size, width=size)
         return frames[int(rng.integers(len(frames)))]
 
-    def sample_pair(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        scene = sample_scene(rng, "train", camera_prob=config.camera_prob)
-        return frame_of(scene, rng), describe(scene, rng)
+    def sample_pairs(rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, list[str]]]:
+        scenes: list[Scene] = []
+        while len(scenes) < count:
+            first = sample_scene(rng, "train", camera_prob=config.camera_prob)
+            scenes += [first, *(_lookalike(first, i % 2 == 1, rng) for i in range(config.family - 1))]
+        return [
+            (frame_of(scene, rng), [describe(scene, rng), scene.prompts[int(rng.integers(len(scene.prompts)))]])
+            for scene in scenes[:count]
+        ]
 
     def labelled(rng: np.random.Generator, heldout: bool) -> LabelledScene:
         scene = sample_scene(rng, "heldout" if heldout else "train", camera_prob=config.camera_prob)
@@ -77,7 +92,33 @@ def world_data(config: TinyTextConfig) -> TextData:
             visible=VISIBLE,
         )
 
-    return TextData(sample_prompts=sample_prompts, sample_pair=sample_pair, labelled=labelled)
+    return TextData(sample_prompts=sample_prompts, sample_pairs=sample_pairs, labelled=labelled)
+
+
+def _lookalike(scene: Scene, moving: bool, rng: np.random.Generator) -> Scene:
+    """The scene with another shape and material or, ``moving``, another motion (of the camera, if that is what moves).
+
+    Colours tell most scenes of a batch apart; only among look-alikes do shape, material and motion have to be read.
+    """
+    if moving and scene.camera != "static":
+        return replace(scene, camera=_any([move for move in CAMERA_MOVES if move != "static"], rng), seed=_seed(rng))
+    seen = [(scene.shape, motion) for motion in MOTIONS] if moving else [(shape, scene.motion) for shape in SHAPES]
+    allowed = [
+        (shape, motion)
+        for shape, motion in seen
+        if (shape, motion) != ("circle", "spins") and not is_heldout(shape, scene.color, motion)
+    ]
+    shape, motion = _any(allowed, rng)
+    materials = [scene.material] if moving else [m for m in MATERIALS if scene.camera == "static" or m != "plain"]
+    return replace(scene, shape=shape, motion=motion, material=_any(materials, rng), seed=_seed(rng))
+
+
+def _any(values: Sequence[T], rng: np.random.Generator) -> T:
+    return values[int(rng.integers(len(values)))]
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))
 
 
 def train(runs_dir: Path, config: TinyTextConfig = _DEFAULT, device: torch.device | None = None) -> Path:

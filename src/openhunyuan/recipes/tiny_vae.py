@@ -38,14 +38,15 @@ TRAIN = TrainConfig(
     name="tiny-vae",
     seed=1,
     stages=(
-        Stage(name="image-64", steps=400, shapes=(IMAGES,), camera_prob=0.2),
-        Stage(name="video-64x9-fast", steps=300, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2),
+        Stage(name="image-64", steps=250, shapes=(IMAGES,), camera_prob=0.2),
         Stage(
-            name="video-64x9", steps=400, shapes=(_clips(3, 9), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 1, 2)
+            name="video-64x9", steps=600, shapes=(_clips(2, 9), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 1, 2)
         ),
+        Stage(name="video-64x17", steps=300, shapes=(_clips(1, 17), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
+        Stage(name="video-64x33", steps=100, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
     ),
     optimizer=OptimizerConfig(
-        lr=2e-4, warmup_steps=20, schedule="cosine", schedule_steps=1300, final_lr_ratio=0.02, grad_clip=1.0
+        name="muon", lr=2e-4, muon_lr=4e-3, warmup_steps=10, schedule="linear", final_lr_ratio=0.02, grad_clip=1.0
     ),
     ema_decay=0.995,
     checkpoint_every=100,
@@ -64,7 +65,9 @@ DECODER = TrainConfig(
         ),
         Stage(name="video-64x33", steps=150, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
     ),
-    optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10, schedule="cosine", final_lr_ratio=0.02, grad_clip=1.0),
+    optimizer=OptimizerConfig(
+        name="muon", lr=1e-4, muon_lr=2e-3, warmup_steps=10, schedule="linear", final_lr_ratio=0.02, grad_clip=1.0
+    ),
     ema_decay=0.99,
     checkpoint_every=50,
     sample_every=150,

@@ -22,10 +22,10 @@ COLORS: dict[str, tuple[int, int, int]] = {
 """Subject colours, sRGB 0..255: saturated (white apart) and bright, at least 60 levels apart in RGB distance."""
 
 SIZES: tuple[str, ...] = ("small", "large")
-SIZE_RADIUS: dict[str, float] = {"small": 0.13, "large": 0.22}
+SIZE_RADIUS: dict[str, float] = {"small": 0.19, "large": 0.25}
 """Nominal subject radius; `BOUND` says how far the corners of each shape reach beyond it."""
 
-ORBIT_SIZE_RADIUS: dict[str, float] = {"small": 0.10, "large": 0.15}
+ORBIT_SIZE_RADIUS: dict[str, float] = {"small": 0.14, "large": 0.155}
 """Radius of a subject that orbits: reduced so that the whole orbit stays in the picture and clear of the companion."""
 
 BOUND: dict[str, float] = {"circle": 1.0, "square": 1.2, "triangle": 1.25, "star": 1.25, "cross": 1.17}

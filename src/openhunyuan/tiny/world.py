@@ -11,7 +11,7 @@ functions of X/D, so a static picture has the same pattern scale whatever the de
 
 Edges are anti-aliased analytically: signed distance in pixels → coverage over a ramp of about one pixel.
 
-Motion and camera span the clip: frame i of T shows time i/(T−1); a single frame shows time 1/2. Travel is 0.38 of the
+Motion and camera span the clip: frame i of T shows time i/(T−1); a single frame shows time 1/2. Travel is 0.32 of the
 width (or height); growth is from 0.55 to 1.25 of the size; spinning is 150° clockwise; an orbit is 270° clockwise at
 radius 0.285 about a small circle at the centre, with the subject at the reduced `ORBIT_SIZE_RADIUS`.
 """
@@ -69,7 +69,7 @@ PHOTO_BRIGHTNESS = 0.6
 SUBJECT_DEPTH, PROP_DEPTH, BACKGROUND_DEPTH = 1.0, 2.0, 3.0
 MAX_PROPS = 6
 
-TRAVEL = 0.38
+TRAVEL = 0.32
 GROWTH = (0.55, 1.25)
 SPIN_DEGREES = 150.0
 ORBIT_DEGREES = 270.0
@@ -78,7 +78,7 @@ COMPANION_RADIUS = 0.065
 EDGE_PIXELS = 1.3
 EDGE_MARGIN = 0.02
 
-PAN_DISTANCE = 0.40
+PAN_DISTANCE = 0.36
 TILT_DEGREES = 13.0
 ZOOM_RATIO = 1.56
 ARC_DEGREES = 30.0
@@ -508,7 +508,7 @@ def _subject_path(scene: Scene, time: NDArray[np.float64], height: int, width: i
     elif scene.motion == "spins":
         angle = chance.angle + SPIN_DEGREES * time
     # How far the seed may push the whole motion off centre without any part leaving the picture.
-    slack = np.clip(extent / 2 - EDGE_MARGIN - reach, 0.0, 0.14 if scene.camera == "static" else 0.02)
+    slack = np.clip(extent / 2 - EDGE_MARGIN - reach, 0.0, 0.10 if scene.camera == "static" else 0.0)
     return _Path(centre + slack * np.array(chance.jitter), radius, angle)
 
 

@@ -42,7 +42,10 @@ def orthogonalize(updates_NMK: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised per matrix (Jordan et al., 2024); matrices of one shape are iterated in one stack."""
+    """Momentum, orthogonalised per matrix (Jordan et al., 2024); matrices of one shape are iterated in one stack.
+
+    A convolution's kernel [C_out, C_in, ...] counts as the matrix [C_out, C_in * taps].
+    """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -63,11 +66,11 @@ class Muon(torch.optim.Optimizer):
                     grad = p.grad
                     assert grad is not None
                     buffer.lerp_(grad, 1 - group["momentum"])
-                    updates.append(grad.lerp(buffer, group["momentum"]))
-                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                    updates.append(grad.lerp(buffer, group["momentum"]).flatten(1))
+                scale = max(1.0, shape[0] / shape[1:].numel()) ** 0.5
                 for p, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
+                    p.add_(update.view(shape).to(p.dtype), alpha=-group["lr"] * scale)
 
 
 def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:

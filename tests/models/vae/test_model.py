@@ -186,3 +186,12 @@ def test_an_uncompressible_video_is_refused(vae: CausalVAE, shape: tuple[int, ..
 def test_a_wrong_latent_is_refused(vae: CausalVAE) -> None:
     with pytest.raises(UserError, match="latent must be"):
         vae.decode(torch.zeros(1, 8, 1, 2, 2))
+
+
+def test_only_hidden_kernels_are_offered_to_an_orthogonalising_optimizer(vae: CausalVAE) -> None:
+    offered = {id(p) for p in vae.muon_parameters()}
+    names = {name for name, p in vae.named_parameters() if id(p) in offered}
+    assert len(names) == len(offered) > 10
+    assert all(p.shape[2:] == (3, 3, 3) for p in vae.muon_parameters())
+    assert not any("conv_in" in name or "conv_out" in name or "shortcut" in name for name in names)
+    assert "decoder.up_blocks.0.upsamplers.0.conv.conv.weight" in names

@@ -41,9 +41,9 @@ def _labelled(rng: np.random.Generator, heldout: bool) -> LabelledScene:
     return LabelledScene(prompt=f"a {name} picture", frame=frame, labels={"color": name}, visible=("color",))
 
 
-def _pair(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    name, frame = _sample(rng)
-    return frame, f"a {name} picture"
+def _pairs(rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, list[str]]]:
+    drawn = [_sample(rng) for _ in range(count)]
+    return [(frame, [f"a {name} picture", f"everything is {name}"]) for name, frame in drawn]
 
 
 def _prompts(rng: np.random.Generator) -> list[str]:
@@ -51,7 +51,7 @@ def _prompts(rng: np.random.Generator) -> list[str]:
     return [f"a {name} picture", f"everything is {name}"]
 
 
-DATA = TextData(sample_prompts=_prompts, sample_pair=_pair, labelled=_labelled)
+DATA = TextData(sample_prompts=_prompts, sample_pairs=_pairs, labelled=_labelled)
 FAST = OptimizerConfig(lr=5e-3, warmup_steps=3)
 CONFIG = TextTrainConfig(
     tokenizer_samples=50,

@@ -66,6 +66,16 @@ class CausalVAE(nn.Module):
         self.quant_conv = nn.Conv3d(moments, moments, kernel_size=1)
         self.post_quant_conv = nn.Conv3d(config.latent_channels, config.latent_channels, kernel_size=1)
 
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The kernels an orthogonalising optimizer may take: every 3x3x3 one between two hidden layers."""
+        return [
+            module.conv.weight
+            for name, module in self.named_modules()
+            if isinstance(module, CausalConv3d)
+            and module.conv.kernel_size[0] == 3
+            and not name.endswith((".conv_in", ".conv_out"))
+        ]
+
     def encode(self, video: Tensor, tiling: TilingConfig | None = None) -> Posterior:
         """Distribution of the latent of a video.
 

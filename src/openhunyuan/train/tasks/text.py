@@ -33,6 +33,7 @@ TEMPLATE_TEXT = (
 )
 ANSWER_TEXT = f"{tok.HEADER_OPEN}assistant{tok.HEADER_CLOSE}\n\n{{}}{tok.EOT}"
 _TEMPLATE_WORDS = ("system\n\n", "Describe:", "user\n\n", "assistant\n\n")
+WORDING_TEMPERATURE = 0.07
 _IGNORED = -100  # label value that the cross-entropy leaves out
 
 
@@ -60,12 +61,13 @@ class TextData:
     Attributes:
         sample_prompts: one or more descriptions of one scene. The first is read as the user's prompt, the second (if
             any) is what the model learns to answer: another wording of the same scene.
-        sample_pair: a frame [H, W, 3] uint8 and its prompt.
+        sample_pairs: as many frames [H, W, 3] uint8 as asked for, each with its descriptions. The first belongs to
+            the frame; a second one is another wording of the same scene.
         labelled: a scene with truth; the flag asks for combinations that training never shows.
     """
 
     sample_prompts: Callable[[np.random.Generator], list[str]]
-    sample_pair: Callable[[np.random.Generator], tuple[np.ndarray, str]]
+    sample_pairs: Callable[[np.random.Generator, int], list[tuple[np.ndarray, list[str]]]]
     labelled: Callable[[np.random.Generator, bool], LabelledScene]
 
 
@@ -98,9 +100,14 @@ class ClipSize(Strict):
     image_size: int = Field(default=64, gt=0)
     vocab_size: int = Field(default=600, ge=259)
     max_tokens: int = Field(default=77, gt=2)
-    steps: int = Field(default=450, gt=0)
+    steps: int = Field(default=600, gt=0)
     batch_size: int = Field(default=64, gt=1)
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1.5e-3, weight_decay=0.05, warmup_steps=50)
+    wording_weight: float = Field(
+        default=0.5,
+        ge=0,
+        description="weight of the term that brings two wordings of a scene to the same pooled vector",
+    )
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, weight_decay=0.05, warmup_steps=50)
 
 
 class TextTrainConfig(Strict):
@@ -235,7 +242,11 @@ class LlamaTask:
 
 
 class ClipTask:
-    """Contrastive learning of a text and a vision tower on pairs of one frame and its prompt (Radford et al., 2021)."""
+    """Contrastive learning of a text and a vision tower on pairs of one frame and its prompt (Radford et al., 2021).
+
+    A second contrastive term compares the pooled vectors of two wordings of each scene: a frame does not show motion
+    and hardly shows a small shape, but the pooled vector that the transformer is modulated by shall know them.
+    """
 
     phases: tuple[str, ...] = ("clip",)
 
@@ -283,20 +294,32 @@ class ClipTask:
         return True
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
-        """ids [B, S] int64 and pixels [B, 3, H, W] in [-1, 1]."""
+        """ids [B, S] int64, pixels [B, 3, H, W] in [-1, 1], and other_ids [B, S'] if every scene has two wordings."""
         rng = np.random.default_rng([self.config.seed, 2, step])
-        pairs = [self.data.sample_pair(rng) for _ in range(shape.batch_size)]
-        return {
-            "ids": clip_ids(self.tokenizer, [prompt for _, prompt in pairs], self.config.clip.max_tokens),
+        pairs = self.data.sample_pairs(rng, shape.batch_size)
+        limit = self.config.clip.max_tokens
+        batch = {
+            "ids": clip_ids(self.tokenizer, [texts[0] for _, texts in pairs], limit),
             "pixels": to_pixels([frame for frame, _ in pairs]),
         }
+        if all(len(texts) > 1 for _, texts in pairs):
+            batch["other_ids"] = clip_ids(self.tokenizer, [texts[1] for _, texts in pairs], limit)
+        return batch
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
-        logits = self.model(input_ids=batch["ids"], pixel_values=batch["pixels"]).logits_per_text
-        target = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        right = (logits.argmax(dim=1) == target).float().mean()
-        return loss, {"loss": loss.detach(), "batch_retrieval": right}
+        model = self.model
+        pooled = model.text_model(input_ids=batch["ids"]).pooler_output
+        shown = model.vision_model(pixel_values=batch["pixels"]).pooler_output
+        text, image = (F.normalize(x, dim=1) for x in (model.text_projection(pooled), model.visual_projection(shown)))
+        loss, right = contrast(model.logit_scale.exp() * text @ image.T)
+        values: dict[str, Tensor | float] = {"loss": loss.detach(), "batch_retrieval": right}
+        if "other_ids" in batch and self.config.clip.wording_weight:
+            other = model.text_model(input_ids=batch["other_ids"]).pooler_output
+            alike = F.normalize(pooled, dim=1) @ F.normalize(other, dim=1).T
+            wording, wording_right = contrast(alike / WORDING_TEMPERATURE)
+            loss = loss + self.config.clip.wording_weight * wording
+            values |= {"wording_loss": wording.detach(), "wording_retrieval": wording_right}
+        return loss, values
 
     def validate(self, context: StepContext) -> dict[str, float]:
         """Loss on one batch of held-out scenes."""
@@ -310,6 +333,13 @@ class ClipTask:
 
     def sample(self, folder: Path, context: StepContext) -> None:
         """Nothing to render."""
+
+
+def contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric contrastive loss of similarities [B, B] whose diagonal is right, and the share of rows that agree."""
+    target = torch.arange(len(logits), device=logits.device)
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss, (logits.argmax(dim=1) == target).float().mean()
 
 
 def clip_ids(tokenizer: Any, prompts: list[str], max_tokens: int) -> Tensor:
