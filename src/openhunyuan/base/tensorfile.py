@@ -89,7 +89,7 @@ class StoredTensor:
         raw = torch.empty(self.span, dtype=torch.uint8)
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            done = file.readinto(memoryview(raw.numpy()))
+            done = file.readinto(raw.numpy().data)
         if done != self.span:
             raise UserError(f"{self.path} is truncated: a tensor ends beyond it; copy or download it again.")
         return self._shaped(raw)
@@ -205,8 +205,8 @@ def _located(value: Any, path: Path, size: int) -> Any:
         return [_located(item, path, size) for item in value]
     if not isinstance(value, Tensor):
         return value
-    start = value.untyped_storage()._checkpoint_offset  # pyright: ignore[reportAttributeAccessIssue]
-    offset = start + value.storage_offset() * value.dtype.itemsize
+    start: Any = value.untyped_storage()._checkpoint_offset  # pyright: ignore[reportAttributeAccessIssue]
+    offset = int(start + value.storage_offset() * value.dtype.itemsize)
     stride = None if value.is_contiguous() else tuple(value.stride())
     stored = StoredTensor(path, offset, value.dtype, tuple(value.shape), stride)
     if stored.offset + stored.span > size:
@@ -292,7 +292,7 @@ def _bytes(tensor: Readable, name: str) -> memoryview:
     value = tensor.read()
     if value.dtype != tensor.dtype or tuple(value.shape) != tuple(tensor.shape):
         raise RuntimeError(f"{name} was announced as {tensor.dtype} {tensor.shape} and is {value.dtype} {value.shape}")
-    return memoryview(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _set_checksums(path: Path, sums: Mapping[int, int]) -> None:

@@ -66,7 +66,7 @@ class CausalVAE(nn.Module):
         self.quant_conv = nn.Conv3d(moments, moments, kernel_size=1)
         self.post_quant_conv = nn.Conv3d(config.latent_channels, config.latent_channels, kernel_size=1)
 
-    def muon_parameters(self) -> list[nn.Parameter]:
+    def muon_parameters(self) -> list[Tensor]:
         """The kernels an orthogonalising optimizer may take: every 3x3x3 one between two hidden layers."""
         return [
             module.conv.weight
