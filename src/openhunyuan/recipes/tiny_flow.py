@@ -72,7 +72,7 @@ VIDEO = TrainConfig(
     seed=3,
     stages=(
         Stage(name="video-32x33", steps=150, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
-        Stage(name="video-64x33", steps=5000, shapes=(_shape(16, 33, share=5), _shape(24, 17), _shape(64, 1, share=2))),
+        Stage(name="video-64x33", steps=6500, shapes=(_shape(16, 33, share=5), _shape(24, 17), _shape(64, 1, share=2))),
     ),
     optimizer=OPTIMIZER,
     ema_decay=0.995,
