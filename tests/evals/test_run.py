@@ -127,3 +127,30 @@ def test_bad_numbers_and_splits_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(json.dumps({}))
     with pytest.raises(UserError, match="cannot be made"):
         run_alignment(num_prompts=1, output_dir=tmp_path / "file" / "folder")
+
+
+def test_first_frames_are_compared_with_the_given_pictures(tmp_path: Path) -> None:
+    scenes = [replace(s, color="red") for s in heldout_scenes(3, 0)]
+    images = [render(s, NUM_FRAMES)[0] for s in scenes]
+    images[1] = 255 - images[1]
+
+    def generate(prompts: list[str], seeds: list[int], given: list[Frames]) -> Frames:
+        return np.stack([np.stack([image, *[image // 2] * (NUM_FRAMES - 1)]) for image in given])
+
+    def report(name: str, given: list[Frames] | None) -> Report:
+        return evaluate(
+            generate, tmp_path / name, model="m", fingerprint="f", settings={"num_frames": NUM_FRAMES}, split="heldout",
+            scenes=scenes, camera_scenes=[], seed=0, images=given,
+        )  # fmt: skip
+
+    done = report("exact", images)
+    assert done.first_frame is not None and done.first_frame.mean == 99 and done.first_frame.above_28 == 1
+    assert "First frame against the given picture" in (tmp_path / "exact" / "report.md").read_text()
+
+    noisy = [np.clip(i.astype(int) + 20, 0, 255).astype(np.uint8) for i in images]
+    wrong = evaluate(
+        lambda prompts, seeds, given: np.stack([np.stack([i] * NUM_FRAMES) for i in noisy[: len(prompts)]]),
+        tmp_path / "wrong", model="m", fingerprint="f", settings={}, split="heldout", scenes=scenes, camera_scenes=[],
+        seed=0, images=images,
+    )  # fmt: skip
+    assert wrong.first_frame is not None and wrong.first_frame.worst < 24 and wrong.first_frame.above_28 == 0

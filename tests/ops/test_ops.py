@@ -121,6 +121,23 @@ def test_attention_is_softmax_attention(masked: bool) -> None:
     torch.testing.assert_close(attention(q, k, v, mask), _softmax_attention(q, k, v, mask), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_training_is_that_of_inference_with_its_gradients(masked: bool) -> None:
+    q, k, v, weight = torch.randn(4, 2, 3, 9, 8, generator=torch.Generator().manual_seed(1)).unbind()
+    mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    mask[1, ..., 5:] = False
+    mask = mask if masked else None
+    fused = torch.nn.functional.scaled_dot_product_attention
+    results = []
+    for attend in (lambda *x: attention(*x, mask), lambda *x: fused(*x, attn_mask=mask)):
+        leaves = [x.clone().requires_grad_(True) for x in (q, k, v)]
+        out = attend(*leaves)
+        (out * weight).sum().backward()
+        results.append([out, *(x.grad for x in leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_rms_norm_formula() -> None:
     norm = RMSNorm(6)
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(4))

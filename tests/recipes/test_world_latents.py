@@ -1,9 +1,13 @@
+import shutil
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from openhunyuan.models.load import load_model
-from openhunyuan.recipes.world_latents import LatentBatches, WorldLatents, draw, encode_world
+from openhunyuan.models.load import load_model, load_vae, save_vae
+from openhunyuan.recipes.world_latents import Encoders, LatentBatches, WorldLatents, draw, encode_world
 from openhunyuan.recipes.world_source import WorldClips, heldout_clips, to_video
 from openhunyuan.tiny import world
 from openhunyuan.train.config import BatchShape, Stage
@@ -40,16 +44,20 @@ def test_training_samples_are_never_held_out():
     assert drawn[7] == draw(spec, 7)
 
 
+def encoders(model_folder: Path) -> Encoders:
+    return Encoders(model_folder / "vae", model_folder / "text_encoder", model_folder / "text_encoder_2")
+
+
 @pytest.fixture(scope="module")
 def encoded(micro_model_folder, tmp_path_factory):
-    model = load_model(str(micro_model_folder))
     folder = tmp_path_factory.mktemp("latents")
     spec = WorldLatents(count=6, num_frames=5, size=32, seed=1)
-    return model, folder, spec, encode_world(folder, spec, model.vae, model.text, "weights-a")
+    return folder, spec, encode_world(folder, spec, encoders(Path(micro_model_folder)))
 
 
-def test_a_sample_is_what_the_vae_and_the_text_encoder_say(encoded):
-    model, _, spec, dataset = encoded
+def test_a_sample_is_what_the_vae_and_the_text_encoder_say(encoded, micro_model_folder):
+    _, spec, dataset = encoded
+    model = load_model(str(micro_model_folder))
     scene, prompt = draw(spec, 2)
     with torch.inference_mode():
         latents = model.vae.encode_latents(to_video(world.render(scene, 5, 32, 32))[None])[0]
@@ -60,18 +68,39 @@ def test_a_sample_is_what_the_vae_and_the_text_encoder_say(encoded):
     assert torch.allclose(held.states.float(), text.states[0][text.mask[0]], atol=5e-3, rtol=5e-3)
 
 
-def test_complete_shards_are_kept_and_those_of_other_weights_are_not(encoded):
-    model, folder, spec, _ = encoded
+def test_complete_shards_are_kept_and_those_of_other_weights_are_not(encoded, micro_model_folder, tmp_path):
+    folder, spec, _ = encoded
     shard = folder / "shard-00000.safetensors"
     before = shard.stat().st_mtime_ns
-    encode_world(folder, spec, model.vae, model.text, "weights-a")
+    encode_world(folder, spec, encoders(Path(micro_model_folder)))
     assert shard.stat().st_mtime_ns == before
-    encode_world(folder, spec, model.vae, model.text, "weights-b")
+    other = tmp_path / "other"
+    shutil.copytree(micro_model_folder, other)
+    vae = load_vae(other / "vae")
+    with torch.no_grad():
+        vae.quant_conv.bias += 1
+    save_vae(other / "vae", vae)
+    encode_world(folder, spec, encoders(other))
     assert shard.stat().st_mtime_ns != before
 
 
+def test_several_processes_write_the_shards_of_one(encoded, micro_model_folder, tmp_path):
+    _, spec, alone = encoded
+    together = encode_world(tmp_path, spec, encoders(Path(micro_model_folder)), workers=2, frames_per_shard=15)
+    assert len(list(tmp_path.glob("shard-*"))) == 2
+    assert [s.prompt for s in together.samples] == [s.prompt for s in alone.samples]
+    for one, other in zip(together.samples, alone.samples, strict=True):
+        assert torch.allclose(one.latents.float(), other.latents.float(), atol=2e-3, rtol=2e-3)
+
+
+def test_motions_named_twice_come_twice_as_often():
+    spec = WorldLatents(count=600, num_frames=1, size=32, camera_prob=0.0, motions=("left", "orbits", "orbits"))
+    seen = Counter(draw(spec, i)[0].motion for i in range(spec.count))
+    assert set(seen) == {"left", "orbits"} and 1.6 < seen["orbits"] / seen["left"] < 2.5
+
+
 def test_batches_come_from_the_set_of_the_asked_shape(encoded):
-    source = LatentBatches([encoded[3]], seed=0)
+    source = LatentBatches([encoded[2]], seed=0)
     stage = Stage(name="s", steps=9, shapes=(SHAPE,))
     batch = source.batch(0, stage, SHAPE)
     assert batch["latents"].shape[0] == 3 and batch["latents"].shape[2:] == (2, 4, 4)

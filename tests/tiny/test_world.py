@@ -26,6 +26,8 @@ from openhunyuan.tiny.vocabulary import (
     is_heldout,
 )
 from openhunyuan.tiny.world import (
+    ORBIT_DEGREES,
+    ORBIT_RADIUS,
     PHOTOS,
     SPIN_DEGREES,
     TRAVEL,
@@ -192,8 +194,8 @@ def test_orbit_is_clockwise_around_the_companion() -> None:
         assert (np.abs(middle - COLORS[scene.companion_color]) <= 1).all()
         assert scene.companion_color == ("yellow" if color == "white" else "white")
         bearing = np.unwrap(np.arctan2(place["centre"][:, 1] - 32, place["centre"][:, 0] - 32))
-        assert np.rad2deg(bearing[-1] - bearing[0]) == pytest.approx(270)
-        assert np.allclose(np.linalg.norm(place["centre"] - 32, axis=1), 0.285 * 64)
+        assert np.rad2deg(bearing[-1] - bearing[0]) == pytest.approx(ORBIT_DEGREES)
+        assert np.allclose(np.linalg.norm(place["centre"] - 32, axis=1), ORBIT_RADIUS * 64)
 
 
 # ------------------------------------------------------------------------------------------------------------- camera

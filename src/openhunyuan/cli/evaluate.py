@@ -31,9 +31,14 @@ class AlignmentOptions(Record):
     )
     num_prompts: int = Field(200, ge=1, description="Prompts with a static camera.")
     camera_prompts: int = Field(65, ge=0, description="Prompts that name a camera move; 0 for none.")
+    from_image: bool = Field(
+        False, description="Image-to-video: start each video from its scene's first frame, and measure that match too."
+    )
     seed: int = Field(0, ge=0, description="Chooses the prompts and their noise.")
     json_path: str | None = Field(None, alias="json", description="Also write the report as JSON to this file.")
-    output_dir: str | None = Field(None, description="Videos and reports. Default: outputs/alignment-SPLIT-SEED.")
+    output_dir: str | None = Field(
+        None, description="Videos and reports. Default: outputs/alignment-SPLIT-SEED (or from-image-...)."
+    )
     num_inference_steps: int | None = Field(None, description="Instead of the model's default.")
     true_cfg_scale: float | None = Field(None, description="Instead of the model's default.")
     flow_shift: float | None = Field(None, description="Instead of the model's default.")
@@ -88,6 +93,7 @@ def _alignment(args: Sequence[str]) -> int:
         camera_prompts=options.camera_prompts,
         batch_size=options.batch_size,
         device=options.device,
+        from_image=options.from_image,
         **changed,
     )
     return 0

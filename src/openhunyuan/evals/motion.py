@@ -21,11 +21,11 @@ GROWTH = 1.35
 STILL_GROWTH = 1.16
 """Largest ratio of radii a subject of constant size may show between the ends of the clip."""
 TURN = (120.0, 250.0)
-"""Accepted total turn of a spin in degrees (rendered truth: 180)."""
+"""Accepted total turn of a spin in degrees (rendered truth: 150)."""
 STILL_TURN = 32.0
 """Largest turn of a subject that does not spin."""
 ORBIT = 150.0
-"""Least angle swept around the companion, in degrees."""
+"""Least angle swept around the companion, in degrees (rendered truth: 190)."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -66,6 +66,28 @@ class Sample(BaseModel):
     correct: dict[str, bool]
     video: str
     """Path of the cached frames, relative to the output folder."""
+    first_frame_psnr: float | None = None
+    """How well the first frame matches the picture that was given, dB; None without one."""
+
+
+class FirstFrame(BaseModel):
+    """How well first frames match the pictures that videos started from, PSNR in dB."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    worst: float
+    above_28: float
+    """Share of the videos with at least 28 dB."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> FirstFrame | None:
+        """Over all samples; None when none was given a picture."""
+        values = [s.first_frame_psnr for s in samples if s.first_frame_psnr is not None]
+        if not values:
+            return None
+        above = sum(value >= 28 for value in values) / len(values)
+        return cls(mean=sum(values) / len(values), worst=min(values), above_28=above)
 
 
 class Report(BaseModel):
@@ -94,6 +116,8 @@ class Report(BaseModel):
     seconds: float
     samples: list[Sample]
     camera_samples: list[Sample]
+    first_frame: FirstFrame | None = None
+    """Set when the videos started from pictures."""
 
     def accuracy(self, attribute: str) -> float:
         """Share right of one attribute, 0..1 ("camera" included)."""
@@ -113,6 +137,9 @@ class Report(BaseModel):
             cells = (str(count.total), str(count.right), str(count.rejected), f"{count.accuracy:.3f}")
             table.add_row(name, value, *cells, style=style, end_section=value == "overall")
         table.add_row("all four", "overall", str(self.num_prompts), "", "", f"{self.all_correct:.3f}", style="bold")
+        if self.first_frame:
+            shown = f"mean {self.first_frame.mean:.1f} dB", f"worst {self.first_frame.worst:.1f} dB"
+            table.add_row("first frame", *shown, ">= 28 dB", "", f"{self.first_frame.above_28:.3f}", style="bold")
         return table
 
     def rows(self) -> list[tuple[str, str, Count]]:
@@ -141,7 +168,15 @@ class Report(BaseModel):
         for name, value, count in self.rows():
             if value == "overall":
                 lines.append(f"| **{name}** | {count.right} | {count.total} | **{count.accuracy:.3f}** |")
-        lines += [f"| **all four** | | {self.num_prompts} | **{self.all_correct:.3f}** |", "", "## Per value", ""]
+        lines += [f"| **all four** | | {self.num_prompts} | **{self.all_correct:.3f}** |"]
+        if self.first_frame:
+            match = self.first_frame
+            lines += [
+                "",
+                f"First frame against the given picture: mean {match.mean:.2f} dB, worst {match.worst:.2f} dB;",
+            ]
+            lines += [f"{match.above_28:.3f} of the videos have at least 28 dB."]
+        lines += ["", "## Per value", ""]
         lines += [
             "| attribute | value | prompts | right | rejected | accuracy |",
             "| --- | --- | ---: | ---: | ---: | ---: |",

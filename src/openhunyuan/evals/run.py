@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,14 +23,14 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import console
 from openhunyuan.caption.camera import CAMERA_MOVES
 from openhunyuan.evals.alignment import Measurement, measure
-from openhunyuan.evals.report import AttributeReport, Report, Sample
+from openhunyuan.evals.report import AttributeReport, FirstFrame, Report, Sample
 from openhunyuan.evals.sheet import Row, write_sheet
 from openhunyuan.tiny.vocabulary import BACKGROUND_COLORS, COLORS, MATERIALS, MOTIONS, SHAPES
-from openhunyuan.tiny.world import Scene, heldout_scenes, sample_scene
+from openhunyuan.tiny.world import Scene, heldout_scenes, render, sample_scene
 
 Frames = NDArray[np.uint8]
-Generate = Callable[[list[str], list[int]], Frames]
-"""(prompts, seeds) -> uint8 [N,T,H,W,3]"""
+Generate = Callable[..., Frames]
+"""(prompts, seeds) -> uint8 [N,T,H,W,3]; with pictures to start from (prompts, seeds, images)."""
 
 SPLITS = ("heldout", "train")
 ORDER: dict[str, Sequence[str]] = {
@@ -55,6 +56,7 @@ def run_alignment(
     batch_size: int = 16,
     device: str | None = None,
     show: bool = True,
+    from_image: bool = False,
     **overrides: Any,
 ) -> Report:
     """Generate, measure and report.
@@ -70,15 +72,19 @@ def run_alignment(
         batch_size: videos per network call.
         device: "cpu", "cuda", or None or "auto" for the best one here.
         show: progress bar on stderr and the table on stdout.
+        from_image: image-to-video: each video starts from the first frame of its scene as the world renders it, and
+            the report says how well the video's first frame matches.
         overrides: Request fields other than the model's defaults (num_inference_steps, true_cfg_scale, ...).
 
     Raises UserError for an unknown split, numbers below one, or an output folder that cannot be written.
     """
     if split not in SPLITS:
         raise UserError(f"split is {split!r}, but it must be one of {', '.join(SPLITS)}.")
+    if from_image and overrides.get("num_frames") == 1:
+        raise UserError("A video from an image needs 5 frames or more; leave num_frames at 5 or above.")
     if num_prompts < 1 or batch_size < 1 or camera_prompts < 0:
         raise UserError("num_prompts and batch_size must be at least 1 and camera_prompts at least 0.")
-    folder = _writable(Path(output_dir) if output_dir else Path("outputs") / f"alignment-{split}-{seed}")
+    folder = _writable(Path(output_dir) if output_dir else Path("outputs") / default_folder(split, seed, from_image))
     if json_path is not None:
         _writable(Path(json_path).parent)
 
@@ -88,9 +94,14 @@ def run_alignment(
     fingerprint = model_fingerprint(model)
     settings = {**pipe.defaults.model_dump(), **overrides}
 
-    def generate(prompts: list[str], seeds: list[int]) -> Frames:
-        return pipe.generate_batch(prompts, seeds, batch_size=batch_size, **overrides)
+    if from_image:
+        settings["image"] = "first frame of the scene"
 
+    def generate(prompts: list[str], seeds: list[int], images: list[Frames] | None = None) -> Frames:
+        return pipe.generate_batch(prompts, seeds, batch_size=batch_size, images=images, **overrides)
+
+    every = scenes_for(split, num_prompts, seed), camera_scenes_for(split, camera_prompts, seed)
+    size = [int(settings[name]) for name in ("num_frames", "height", "width")]
     report = evaluate(
         generate,
         folder,
@@ -98,11 +109,12 @@ def run_alignment(
         fingerprint=fingerprint,
         settings=settings,
         split=split,
-        scenes=scenes_for(split, num_prompts, seed),
-        camera_scenes=camera_scenes_for(split, camera_prompts, seed),
+        scenes=every[0],
+        camera_scenes=every[1],
         seed=seed,
         batch_size=batch_size,
         show=show,
+        images=[render(scene, *size)[0] for part in every for scene in part] if from_image else None,
     )
     if json_path is not None:
         Path(json_path).write_text(report.model_dump_json(indent=1))
@@ -125,11 +137,15 @@ def evaluate(
     seed: int,
     batch_size: int = 16,
     show: bool = False,
+    images: Sequence[Frames] | None = None,
 ) -> Report:
-    """The evaluation around any generator of frames; writes report.json, report.md and worst.png into the folder."""
+    """The evaluation around any generator of frames; writes report.json, report.md and worst.png into the folder.
+
+    images: what each video is to start from, uint8 [H,W,3], one a scene (those of the camera last); None: text alone.
+    """
     started = time.monotonic()
     every = [*scenes, *camera_scenes]
-    samples = _samples(generate, folder, every, fingerprint, settings, seed, batch_size, show)
+    samples = _samples(generate, folder, every, fingerprint, settings, seed, batch_size, show, images)
     plain, camera = samples[: len(scenes)], samples[len(scenes) :]
     report = Report(
         model=model,
@@ -142,6 +158,7 @@ def evaluate(
         camera=_count(camera, ("camera",)).get("camera") if camera else None,
         camera_attributes=_count(camera, ("color", "shape", "background")) if camera else {},
         all_correct=sum(all(s.correct.values()) for s in plain) / max(len(plain), 1),
+        first_frame=FirstFrame.of(samples),
         seconds=time.monotonic() - started,
         samples=plain,
         camera_samples=camera,
@@ -193,6 +210,7 @@ def _samples(
     seed: int,
     batch_size: int,
     show: bool,
+    images: Sequence[Frames] | None,
 ) -> list[Sample]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -204,19 +222,33 @@ def _samples(
         task = progress.add_task("generating", total=len(scenes), completed=len(scenes) - len(missing))
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
-            videos = generate([scenes[i].prompt for i in batch], [seeds[i] for i in batch])
+            given = () if images is None else ([images[i] for i in batch],)
+            videos = generate([scenes[i].prompt for i in batch], [seeds[i] for i in batch], *given)
             for index, video in zip(batch, videos, strict=True):
                 _save(files[index], video)
             progress.advance(task, len(batch))
         task = progress.add_task("measuring", total=len(scenes))
         samples = []
-        for scene, number, file in zip(scenes, seeds, files, strict=True):
-            samples.append(_sample(scene, number, measure(_load(file)), str(file.relative_to(folder))))
+        for index, (scene, number, file) in enumerate(zip(scenes, seeds, files, strict=True)):
+            video = _load(file)
+            match = None if images is None else psnr(video[0], images[index])
+            samples.append(_sample(scene, number, measure(video), str(file.relative_to(folder)), match))
             progress.advance(task)
     return samples
 
 
-def _sample(scene: Scene, seed: int, seen: Measurement, video: str) -> Sample:
+def default_folder(split: str, seed: int, from_image: bool = False) -> str:
+    """Name of the folder an evaluation writes to when none is given."""
+    return f"{'from-image' if from_image else 'alignment'}-{split}-{seed}"
+
+
+def psnr(first: Frames, second: Frames) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB, at most 99."""
+    error = float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))
+    return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
+
+
+def _sample(scene: Scene, seed: int, seen: Measurement, video: str, match: float | None) -> Sample:
     return Sample(
         prompt=scene.prompt,
         seed=seed,
@@ -224,6 +256,7 @@ def _sample(scene: Scene, seed: int, seen: Measurement, video: str) -> Sample:
         seen=seen.seen(),
         correct=seen.correct(scene),
         video=video,
+        first_frame_psnr=match,
     )
 
 

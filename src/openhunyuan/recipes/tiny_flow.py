@@ -5,6 +5,7 @@ Images first; then video started from the image weights, low resolution first, i
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -15,9 +16,8 @@ from openhunyuan.latents.shards import ShardDataset
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.load import load_dit, load_vae, save_dit, save_model_folder
-from openhunyuan.models.text.encoder import TextEncoder
-from openhunyuan.models.zoo import file_sha256
-from openhunyuan.recipes.world_latents import LatentBatches, WorldLatents, encode_world
+from openhunyuan.recipes.world_latents import Encoders, LatentBatches, WorldLatents, encode_world
+from openhunyuan.tiny.vocabulary import MOTIONS
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.loop import Trainer
 from openhunyuan.train.tasks.flow import EmptyText, FlowConfig, FlowTask
@@ -33,14 +33,16 @@ DIT = DiTConfig(
     pooled_dim=96,
     guidance_embed=False,
 )
-FLOW = FlowConfig()
+FLOW = FlowConfig(image_share=0.15)
 CPU = torch.device("cpu")
 
+HARDER = (*MOTIONS, "orbits", "spins")
+"""Orbits move fastest and spins show every angle: both come twice as often as the other motions."""
 SETS = {
-    "image": WorldLatents(count=20_000, num_frames=1, size=64, seed=11),
-    "low": WorldLatents(count=1_500, num_frames=33, size=32, seed=12),
-    "short": WorldLatents(count=400, num_frames=17, size=64, seed=13),
-    "video": WorldLatents(count=3_400, num_frames=33, size=64, seed=14),
+    "image": WorldLatents(count=24_000, num_frames=1, size=64, seed=11),
+    "low": WorldLatents(count=1_000, num_frames=33, size=32, seed=12),
+    "short": WorldLatents(count=800, num_frames=17, size=64, seed=13, motions=HARDER),
+    "video": WorldLatents(count=8_000, num_frames=33, size=64, seed=14, camera_prob=0.2, motions=HARDER),
 }
 HELDOUT = {
     "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
@@ -105,16 +107,14 @@ DEFAULTS = {
 
 
 def datasets(
-    names: list[str], data_dir: Path, vae_dir: Path, text_dir: Path, device: torch.device = CPU
-) -> tuple[list[ShardDataset], dict, TextEncoder]:
+    names: list[str], data_dir: Path, encoders: Encoders, device: torch.device = CPU
+) -> tuple[list[ShardDataset], dict]:
     """Encoded training sets and validation batches, made if they are not there yet."""
-    vae = load_vae(vae_dir, device)
-    text = TextEncoder.from_folder(text_dir / "text_encoder", text_dir / "text_encoder_2")
-    weights = file_sha256(vae_dir / "model.safetensors")
-    train = [encode_world(data_dir / name, SETS[name], vae, text, weights) for name in names]
+    options = {"encoders": encoders, "device": device, "workers": os.cpu_count() or 1, "fast": True}
+    train = [encode_world(data_dir / name, SETS[name], **options) for name in names]
     wanted = {name: spec for name, spec in HELDOUT.items() if name in names}
-    held = {name: encode_world(data_dir / f"heldout-{name}", spec, vae, text, weights) for name, spec in wanted.items()}
-    return train, {name: d.batch(range(min(48, len(d)))) for name, d in held.items()}, text
+    held = {name: encode_world(data_dir / f"heldout-{name}", spec, **options) for name, spec in wanted.items()}
+    return train, {name: d.batch(range(min(48, len(d)))) for name, d in held.items()}
 
 
 def train(
@@ -131,14 +131,15 @@ def train(
     run_dir, vae_dir, text_dir = runs_dir / which, runs_dir / "tiny-vae" / "vae", runs_dir / "tiny-text"
     finished = runs_dir / "tiny-vae-decoder" / "vae"  # same encoder, better decoder: what is exported and rendered with
     names = ["image"] if which == "tiny-image" else ["low", "short", "video", "image"]
-    sets, validation, text = datasets(names, runs_dir / "tiny-latents", vae_dir, text_dir, device)
+    encoders = Encoders(vae_dir, text_dir / "text_encoder", text_dir / "text_encoder_2")
+    sets, validation = datasets(names, runs_dir / "tiny-latents", encoders, device)
     torch.manual_seed(config.seed)
     dit = DiT(DIT)
     dit.init_weights()
     if which == "tiny-video":
         dit.load_state_dict(load_dit(runs_dir / "tiny-image" / "dit").state_dict())
     dit.requires_grad_(True).train()
-    empty = text.encode([""])
+    empty = encoders.text.encode([""])
 
     def render(model: nn.Module, folder: Path) -> None:
         assert isinstance(model, DiT)
@@ -160,7 +161,18 @@ def export(dit: DiT, folder: Path, vae_dir: Path, text_dir: Path) -> Path:
     """Write the complete model folder: transformer, VAE, text models and defaults, stored as fp16."""
     description = "The embedded model: 64×64, 33 frames, trained on the synthetic world by the tiny-* recipes."
     llm, clip = text_dir / "text_encoder", text_dir / "text_encoder_2"
-    save_model_folder(folder, dit, load_vae(vae_dir), llm, clip, DEFAULTS, "tiny", description=description)
+    save_model_folder(
+        folder,
+        dit,
+        load_vae(vae_dir),
+        llm,
+        clip,
+        DEFAULTS,
+        "tiny",
+        description=description,
+        image_condition_type="token_replace" if FLOW.image_share else None,
+        image_optional=True,
+    )
     return folder
 
 

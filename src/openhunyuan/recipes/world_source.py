@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from openhunyuan.tiny import world
+from openhunyuan.tiny.vocabulary import MOTIONS
 from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.loop import Batch
 
@@ -30,7 +31,11 @@ class WorldClips:
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         rng = np.random.default_rng((self.seed, step))
-        scenes = [world.sample_scene(rng, "train", camera_prob=stage.camera_prob) for _ in range(shape.batch_size)]
+        motions = stage.motions or MOTIONS
+        scenes = [
+            world.sample_scene(rng, "train", camera_prob=stage.camera_prob, motions=motions)
+            for _ in range(shape.batch_size)
+        ]
         return {"video": torch.stack([to_video(self._clip(s, rng, stage, shape)) for s in scenes])}
 
     def _clip(self, scene: world.Scene, rng: np.random.Generator, stage: Stage, shape: BatchShape) -> np.ndarray:

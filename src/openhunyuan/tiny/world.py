@@ -12,8 +12,9 @@ functions of X/D, so a static picture has the same pattern scale whatever the de
 Edges are anti-aliased analytically: signed distance in pixels → coverage over a ramp of about one pixel.
 
 Motion and camera span the clip: frame i of T shows time i/(T−1); a single frame shows time 1/2. Travel is 0.32 of the
-width (or height); growth is from 0.55 to 1.25 of the size; spinning is 150° clockwise; an orbit is 270° clockwise at
-radius 0.285 about a small circle at the centre, with the subject at the reduced `ORBIT_SIZE_RADIUS`.
+width (or height); growth is from 0.55 to 1.25 of the size; spinning is 150° clockwise from nearly upright; an orbit is
+190° clockwise from the left at radius 0.275 about a small circle at the centre, with the subject at the reduced
+`ORBIT_SIZE_RADIUS`. The seed moves the whole motion by up to `JITTER` and turns its start by up to `START_TURN`.
 """
 
 from __future__ import annotations
@@ -71,10 +72,13 @@ MAX_PROPS = 6
 
 TRAVEL = 0.32
 GROWTH = (0.55, 1.25)
+JITTER = 0.04
+START_TURN = 20.0
 SPIN_DEGREES = 150.0
-ORBIT_DEGREES = 270.0
-ORBIT_RADIUS = 0.285
-COMPANION_RADIUS = 0.065
+ORBIT_DEGREES = 190.0
+ORBIT_START = 180.0
+ORBIT_RADIUS = 0.275
+COMPANION_RADIUS = 0.055
 EDGE_PIXELS = 1.3
 EDGE_MARGIN = 0.02
 
@@ -330,16 +334,21 @@ def _by_motion(split: str) -> dict[str, list[tuple[str, str, str]]]:
 
 
 def sample_scene(
-    rng: np.random.Generator, split: str = "train", camera_prob: float = 0.0, photo_prob: float = 0.0
+    rng: np.random.Generator,
+    split: str = "train",
+    camera_prob: float = 0.0,
+    photo_prob: float = 0.0,
+    motions: tuple[str, ...] = MOTIONS,
 ) -> Scene:
     """A random scene of a split ("train" never holds a held-out combination, "heldout" only those, "any" both).
 
-    Motions are drawn evenly, then the combinations of that motion, sizes, backgrounds and materials. With
-    `camera_prob` the camera moves (evenly among the 13 moves that are not "static"); the subject is then still and the
-    material is not plain, so that the move can be seen. With `photo_prob` the background is a photograph.
+    Motions are drawn evenly from `motions` (one named twice comes twice as often), then combinations of that motion,
+    sizes, backgrounds and materials. With `camera_prob` the camera moves (evenly among the 13 moves that are not
+    "static"); the subject is then still and the material is not plain, so that the move can be seen. With `photo_prob`
+    the background is a photograph.
     """
     grouped = _by_motion(split)
-    camera, motion = "static", MOTIONS[int(rng.integers(len(MOTIONS)))]
+    camera, motion = "static", motions[int(rng.integers(len(motions)))]
     materials = MATERIALS
     if camera_prob > 0 and rng.random() < camera_prob:
         moves = [move for move in CAMERA_MOVES if move != "static"]
@@ -442,7 +451,7 @@ class _Chance:
     """Everything a scene's seed decides."""
 
     jitter: tuple[float, float]
-    angle: float
+    turn: float
     phase: tuple[float, float]
     tilt: float
     lattice: FloatArray
@@ -454,7 +463,7 @@ class _Chance:
 def _chance(seed: int) -> _Chance:
     rng = np.random.default_rng([seed, 0x0E57])
     jitter = rng.uniform(-1, 1, 2)
-    angle = rng.uniform(0, 360)
+    turn = START_TURN * rng.uniform(-1, 1)
     phase = rng.uniform(0, 1, 2)
     tilt = float(rng.choice([-45.0, 45.0]) + rng.uniform(-8, 8))
     # Six channels (yaw, pitch, roll, x, y, focal), two sinusoids each: (amplitude, cycles per clip, phase).
@@ -466,7 +475,7 @@ def _chance(seed: int) -> _Chance:
     )
     props = np.stack([rng.uniform(0, 360, MAX_PROPS), rng.uniform(0.34, 0.46, MAX_PROPS), rng.random(MAX_PROPS)], -1)
     lattice = rng.uniform(-1, 1, (2, 16, 16)).astype(np.float32)
-    return _Chance(tuple(jitter.tolist()), angle, tuple(phase.tolist()), tilt, lattice, shake, props)
+    return _Chance(tuple(jitter.tolist()), turn, tuple(phase.tolist()), tilt, lattice, shake, props)
 
 
 def clip_times(num_frames: int) -> NDArray[np.float64]:
@@ -491,7 +500,7 @@ def _subject_path(scene: Scene, time: NDArray[np.float64], height: int, width: i
     angle = np.zeros_like(time)
     centre = np.zeros((time.size, 2))
     if scene.motion == "orbits":
-        turn = np.deg2rad(chance.angle + ORBIT_DEGREES * time)
+        turn = np.deg2rad(ORBIT_START + chance.turn + ORBIT_DEGREES * time)
         return _Path(ORBIT_RADIUS * np.stack([np.cos(turn), np.sin(turn)], -1), radius, angle)
 
     reach = np.full(2, BOUND[scene.shape] * radius[0])
@@ -506,9 +515,9 @@ def _subject_path(scene: Scene, time: NDArray[np.float64], height: int, width: i
         radius = radius * (start + (end - start) * time)
         reach *= max(GROWTH)
     elif scene.motion == "spins":
-        angle = chance.angle + SPIN_DEGREES * time
+        angle = chance.turn + SPIN_DEGREES * time
     # How far the seed may push the whole motion off centre without any part leaving the picture.
-    slack = np.clip(extent / 2 - EDGE_MARGIN - reach, 0.0, 0.10 if scene.camera == "static" else 0.0)
+    slack = np.clip(extent / 2 - EDGE_MARGIN - reach, 0.0, JITTER if scene.camera == "static" else 0.0)
     return _Path(centre + slack * np.array(chance.jitter), radius, angle)
 
 

@@ -63,6 +63,9 @@ class Stage(Strict):
     frame_intervals: tuple[int, ...] = Field(
         default=(), description="strides of which a clip's is drawn; () = spread over the scene"
     )
+    motions: tuple[str, ...] = Field(
+        default=(), description="motions drawn scenes show, repeated for weight; () = all of them evenly"
+    )
 
     def shape_at(self, step_in_stage: int) -> BatchShape:
         """The shape of a step: every round holds each shape ``share`` times, evenly spread."""

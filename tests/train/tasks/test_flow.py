@@ -67,3 +67,40 @@ def test_training_uses_the_text(task, tmp_path):
     assert values["loss_kinds"] < 1.0  # 2.0 at the start
     assert values["loss_kinds"] < values["loss_kinds_empty_text"]
     assert {f"loss_kinds_t{t}" for t in FIXED_TIMES} <= set(values)
+
+
+def video_batch(size: int = 4, frames: int = 3) -> dict[str, torch.Tensor]:
+    one = batch(size)
+    return one | {"latents": one["latents"].repeat(1, 1, frames, 1, 1)}
+
+
+def test_given_frames_are_read_clean_and_are_not_judged(task):
+    seen = {}
+
+    def velocity(x, timestep, *text, clean_frames=None):
+        seen.update(x=x, clean=clean_frames)
+        return torch.zeros_like(x)
+
+    task.config = FlowConfig(image_share=1.0, text_dropout=0.0)
+    task.dit.forward = velocity
+    given = video_batch(64)
+    loss, values = task.loss("model", given, StepContext(0, 1, STAGE, step_generator(0, 0)))
+    assert torch.equal(seen["x"][:, :, 0], given["latents"][:, :, 0])
+    assert (seen["x"][:, :, 1:] != given["latents"][:, :, 1:]).all()
+    assert seen["clean"][:, 0].all() and not seen["clean"][:, 1:].any()
+    assert loss.item() == pytest.approx(2.0, rel=0.1) and set(values) == {"loss_image_to_video"}
+
+
+def test_some_video_steps_start_from_a_picture_and_images_never_do(task):
+    task.config = FlowConfig(image_share=0.3)
+    kinds = [
+        "loss_image_to_video" in task.loss("model", video_batch(), StepContext(i, 1, STAGE, step_generator(0, i)))[1]
+        for i in range(60)
+    ]
+    assert 8 <= sum(kinds) <= 30
+    assert all(
+        "loss" in task.loss("model", batch(), StepContext(i, 1, STAGE, step_generator(0, i)))[1] for i in range(20)
+    )
+    task.validation = {"clips": video_batch()}
+    with torch.no_grad():
+        assert "loss_clips_from_image_t0.5" in task.validate(StepContext(0, 1, STAGE, step_generator(0, 0)))

@@ -1,4 +1,8 @@
-"""Task ``flow``: the DiT by flow matching. Logit-normal t, straight path, velocity MSE, text dropout (report §4.5)."""
+"""Task ``flow``: the DiT by flow matching. Logit-normal t, straight path, velocity MSE, text dropout (report §4.5).
+
+With ``image_share`` some steps give the first latent frame without noise (token replace): one set of weights then makes
+videos from text alone and from a picture with text.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t
+from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t, velocity_target
+from openhunyuan.infer.conditions import FrameCondition, first_frames
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext, to_device
 
@@ -24,6 +29,9 @@ class FlowConfig(Strict):
     t_std: float = Field(default=1.0, gt=0)
     t_shift: float = Field(default=1.0, gt=0, description="shift of drawn times towards noise (as flow_shift)")
     text_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of samples with the empty prompt")
+    image_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of video steps whose first latent frame is given (image-to-video)"
+    )
 
 
 class EmptyText:
@@ -73,15 +81,29 @@ class FlowTask:
     def active(self, phase: str, context: StepContext) -> bool:
         return True
 
-    def _velocity(self, batch: Batch, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.dit(x_t, model_time(t), batch["text_states"], batch["text_mask"], batch["pooled"])
+    def _velocity(self, batch: Batch, x_t: Tensor, t: Tensor, clean_frames: Tensor | None = None) -> Tensor:
+        text = batch["text_states"], batch["text_mask"], batch["pooled"]
+        return self.dit(x_t, model_time(t), *text, clean_frames=clean_frames)
+
+    def _image_loss(self, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
+        """The loss with the first latent frame given, over the frames that are not."""
+        data = batch["latents"]
+        given = first_frames(len(data), data.shape[2]).to(data.device)
+        condition = FrameCondition("token_replace", data, given)
+        x_t = condition.model_input(interpolate(data, noise, t))
+        velocity = self._velocity(batch, x_t, t, condition.clean_frames)
+        return condition.mean((velocity.float() - velocity_target(data, noise).float()) ** 2)
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
         config, g, data = self.config, context.generator, batch["latents"]
         t = sample_t(len(data), g, config.t_mean, config.t_std, config.t_shift).to(data.device)
         noise = torch.randn(data.shape, generator=g).to(data.device)
         dropped = torch.rand(len(data), generator=g) < config.text_dropout
-        velocity = self._velocity(self.empty.fill(batch, dropped), interpolate(data, noise, t), t)
+        batch = self.empty.fill(batch, dropped)
+        if data.shape[2] > 1 and config.image_share and float(torch.rand((), generator=g)) < config.image_share:
+            loss = self._image_loss(batch, noise, t)
+            return loss, {"loss_image_to_video": loss.detach()}
+        velocity = self._velocity(batch, interpolate(data, noise, t), t)
         loss = flow_loss(velocity, data, noise)
         return loss, {"loss": loss.detach()}
 
@@ -102,6 +124,8 @@ class FlowTask:
                     total += loss / len(FIXED_TIMES)
                     if not kind:
                         values[f"loss_{name}_t{level}"] = loss
+                        if self.config.image_share and data.shape[2] > 1:
+                            values[f"loss_{name}_from_image_t{level}"] = float(self._image_loss(batch, noise, t))
                 values[f"loss_{name}{kind}"] = total
         return values
 
