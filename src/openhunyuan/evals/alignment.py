@@ -30,7 +30,7 @@ PRESENT = 0.9
 """Least share of the frames in which the subject must be visible."""
 MIN_RADIUS = 0.075
 """Least radius (of the disk of equal area, share of the width) of a lone object that is a subject; an orbit's
-companion, alone in the picture, has 0.055."""
+companion, alone in the picture, has 0.06."""
 PURITY = 0.8
 """Least share of the subject's inside that must have its colour."""
 

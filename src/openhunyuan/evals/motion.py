@@ -24,8 +24,8 @@ TURN = (120.0, 250.0)
 """Accepted total turn of a spin in degrees (rendered truth: 150)."""
 STILL_TURN = 32.0
 """Largest turn of a subject that does not spin."""
-ORBIT = 150.0
-"""Least angle swept around the companion, in degrees (rendered truth: 190)."""
+ORBIT = 105.0
+"""Least angle swept around the companion, in degrees (rendered truth: 140)."""
 
 
 @dataclass(frozen=True)

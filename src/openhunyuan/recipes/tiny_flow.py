@@ -39,10 +39,10 @@ CPU = torch.device("cpu")
 HARDER = (*MOTIONS, "orbits", "spins")
 """Orbits move fastest and spins show every angle: both come twice as often as the other motions."""
 SETS = {
-    "image": WorldLatents(count=24_000, num_frames=1, size=64, seed=11),
+    "image": WorldLatents(count=20_000, num_frames=1, size=64, seed=11),
     "low": WorldLatents(count=1_000, num_frames=33, size=32, seed=12),
     "short": WorldLatents(count=800, num_frames=17, size=64, seed=13, motions=HARDER),
-    "video": WorldLatents(count=8_000, num_frames=33, size=64, seed=14, camera_prob=0.2, motions=HARDER),
+    "video": WorldLatents(count=5_456, num_frames=33, size=64, seed=14, camera_prob=0.2, motions=HARDER),
 }
 HELDOUT = {
     "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
@@ -64,6 +64,7 @@ IMAGE = TrainConfig(
         update={"schedule_steps": 1900}
     ),  # ends before its decay does: video goes on from here
     ema_decay=0.995,
+    autocast="auto",
     checkpoint_every=100,
     sample_every=300,
     validate_every=300,
@@ -74,14 +75,17 @@ VIDEO = TrainConfig(
     seed=3,
     stages=(
         Stage(name="video-32x33", steps=150, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
-        Stage(name="video-64x33", steps=6500, shapes=(_shape(16, 33, share=5), _shape(24, 17), _shape(64, 1, share=2))),
+        Stage(
+            name="video-64x33", steps=9_600, shapes=(_shape(24, 33, share=6), _shape(24, 17), _shape(96, 1, share=2))
+        ),
     ),
     optimizer=OPTIMIZER,
-    ema_decay=0.995,
-    checkpoint_every=100,
-    sample_every=500,
-    validate_every=500,
-    log_every=10,
+    ema_decay=0.998,
+    autocast="auto",
+    checkpoint_every=250,
+    sample_every=2000,
+    validate_every=1000,
+    log_every=25,
 )
 
 SAMPLE_PROMPTS = (

@@ -103,7 +103,8 @@ def encode_world(
         numbers = range(first, min(first + per_shard, spec.count))
         name = shard_name(first // per_shard)
         names.append(name)
-        about = json.dumps([spec.model_dump(), encoders.name, numbers.start, numbers.stop])
+        # not the set's size: a set that grows keeps its whole shards
+        about = json.dumps([spec.model_dump(exclude={"count"}), encoders.name, numbers.start, numbers.stop])
         key = hashlib.sha256(about.encode()).hexdigest()
         held = read_shard_header(folder / name)
         if held is None or held["key"] != key:

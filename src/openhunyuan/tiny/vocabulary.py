@@ -25,7 +25,7 @@ SIZES: tuple[str, ...] = ("small", "large")
 SIZE_RADIUS: dict[str, float] = {"small": 0.19, "large": 0.25}
 """Nominal subject radius; `BOUND` says how far the corners of each shape reach beyond it."""
 
-ORBIT_SIZE_RADIUS: dict[str, float] = {"small": 0.15, "large": 0.164}
+ORBIT_SIZE_RADIUS: dict[str, float] = {"small": 0.16, "large": 0.17}
 """Radius of a subject that orbits: reduced so that the whole orbit stays in the picture and clear of the companion."""
 
 BOUND: dict[str, float] = {"circle": 1.0, "square": 1.2, "triangle": 1.25, "star": 1.25, "cross": 1.17}

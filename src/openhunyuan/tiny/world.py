@@ -13,8 +13,9 @@ Edges are anti-aliased analytically: signed distance in pixels → coverage over
 
 Motion and camera span the clip: frame i of T shows time i/(T−1); a single frame shows time 1/2. Travel is 0.32 of the
 width (or height); growth is from 0.55 to 1.25 of the size; spinning is 150° clockwise from nearly upright; an orbit is
-190° clockwise from the left at radius 0.275 about a small circle at the centre, with the subject at the reduced
-`ORBIT_SIZE_RADIUS`. The seed moves the whole motion by up to `JITTER` and turns its start by up to `START_TURN`.
+140° clockwise over the top of a small circle that lies `ORBIT_DROP` below the centre, with the subject at the reduced
+`ORBIT_SIZE_RADIUS`. The seed moves the whole motion by up to `JITTER`, the start of a spin by up to `SPIN_JITTER`
+degrees, that of an orbit by up to `ORBIT_JITTER`.
 """
 
 from __future__ import annotations
@@ -73,12 +74,14 @@ MAX_PROPS = 6
 TRAVEL = 0.32
 GROWTH = (0.55, 1.25)
 JITTER = 0.04
-START_TURN = 20.0
+SPIN_JITTER = 20.0
 SPIN_DEGREES = 150.0
-ORBIT_DEGREES = 190.0
-ORBIT_START = 180.0
-ORBIT_RADIUS = 0.275
-COMPANION_RADIUS = 0.055
+ORBIT_JITTER = 5.0
+ORBIT_DEGREES = 140.0
+ORBIT_START = 200.0
+ORBIT_RADIUS = 0.277
+ORBIT_DROP = 0.05
+COMPANION_RADIUS = 0.06
 EDGE_PIXELS = 1.3
 EDGE_MARGIN = 0.02
 
@@ -463,7 +466,7 @@ class _Chance:
 def _chance(seed: int) -> _Chance:
     rng = np.random.default_rng([seed, 0x0E57])
     jitter = rng.uniform(-1, 1, 2)
-    turn = START_TURN * rng.uniform(-1, 1)
+    turn = rng.uniform(-1, 1)
     phase = rng.uniform(0, 1, 2)
     tilt = float(rng.choice([-45.0, 45.0]) + rng.uniform(-8, 8))
     # Six channels (yaw, pitch, roll, x, y, focal), two sinusoids each: (amplitude, cycles per clip, phase).
@@ -500,8 +503,9 @@ def _subject_path(scene: Scene, time: NDArray[np.float64], height: int, width: i
     angle = np.zeros_like(time)
     centre = np.zeros((time.size, 2))
     if scene.motion == "orbits":
-        turn = np.deg2rad(ORBIT_START + chance.turn + ORBIT_DEGREES * time)
-        return _Path(ORBIT_RADIUS * np.stack([np.cos(turn), np.sin(turn)], -1), radius, angle)
+        turn = np.deg2rad(ORBIT_START + ORBIT_JITTER * chance.turn + ORBIT_DEGREES * time)
+        around = ORBIT_RADIUS * np.stack([np.cos(turn), np.sin(turn)], -1)
+        return _Path(around + [0, ORBIT_DROP], radius, angle)
 
     reach = np.full(2, BOUND[scene.shape] * radius[0])
     if scene.motion in ("left", "right", "up", "down"):
@@ -515,7 +519,7 @@ def _subject_path(scene: Scene, time: NDArray[np.float64], height: int, width: i
         radius = radius * (start + (end - start) * time)
         reach *= max(GROWTH)
     elif scene.motion == "spins":
-        angle = chance.turn + SPIN_DEGREES * time
+        angle = SPIN_JITTER * chance.turn + SPIN_DEGREES * time
     # How far the seed may push the whole motion off centre without any part leaving the picture.
     slack = np.clip(extent / 2 - EDGE_MARGIN - reach, 0.0, JITTER if scene.camera == "static" else 0.0)
     return _Path(centre + slack * np.array(chance.jitter), radius, angle)
@@ -736,7 +740,7 @@ def _items(scene: Scene, path: _Path) -> list[_Item]:
     count = path.radius.size
     items = _props(scene, count)
     if scene.motion == "orbits":
-        still = _Path(np.zeros((count, 2)), np.full(count, COMPANION_RADIUS), np.zeros(count))
+        still = _Path(np.tile([0, ORBIT_DROP], (count, 1)), np.full(count, COMPANION_RADIUS), np.zeros(count))
         items.append(_Item("circle", COLORS[scene.companion_color], still, SUBJECT_DEPTH))
     items.append(_Item(scene.shape, COLORS[scene.color], path, SUBJECT_DEPTH))
     return items

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,17 @@ def lr_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
     return config.final_lr_ratio + (1 - config.final_lr_ratio) * shape
 
 
-def orthogonalize(updates_NMK: Tensor, steps: int = 5) -> Tensor:
-    """Quintic Newton–Schulz iteration: every matrix of the stack moves towards its nearest semi-orthogonal one.
+@cache
+def iteration_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device has units for it, else float32: a CPU without them is several times slower in it."""
+    has_units = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_units else torch.float32
 
-    Runs in fp32: ``torch.optim.Muon`` iterates in bf16, which a CPU without bf16 units computes several times slower.
-    """
+
+def orthogonalize(updates_NMK: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Quintic Newton–Schulz iteration: every matrix of the stack moves towards its nearest semi-orthogonal one."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = updates_NMK.float()
+    x = updates_NMK.to(dtype)
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
         x = x.mT
@@ -67,8 +72,9 @@ class Muon(torch.optim.Optimizer):
                     assert grad is not None
                     buffer.lerp_(grad, 1 - group["momentum"])
                     updates.append(grad.lerp(buffer, group["momentum"]).flatten(1))
+                dtype = iteration_dtype(params[0].device.type)
                 scale = max(1.0, shape[0] / shape[1:].numel()) ** 0.5
-                for p, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
+                for p, update in zip(params, orthogonalize(torch.stack(updates), dtype=dtype), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view(shape).to(p.dtype), alpha=-group["lr"] * scale)
 
