@@ -79,21 +79,34 @@ DECODER = TrainConfig(
     seed=4,
     stages=(
         Stage(
-            name="video-64x17", steps=300, shapes=(_clips(1, 17), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 2)
+            name="video-64x17",
+            steps=350,
+            shapes=(_clips(2, 17), IMAGES),
+            camera_prob=0.2,
+            frame_intervals=(1,),
+            motions=HARDER,
         ),
-        Stage(name="video-64x33", steps=150, shapes=(_clips(1, 33), IMAGES), camera_prob=0.2, frame_intervals=(1,)),
+        Stage(
+            name="video-64x33",
+            steps=150,
+            shapes=(_clips(1, 33), IMAGES),
+            camera_prob=0.2,
+            frame_intervals=(1,),
+            motions=HARDER,
+        ),
     ),
     optimizer=OptimizerConfig(
-        name="muon", lr=1e-4, muon_lr=2e-3, warmup_steps=10, schedule="linear", final_lr_ratio=0.02, grad_clip=1.0
+        name="muon", lr=1e-4, muon_lr=1e-3, warmup_steps=10, schedule="linear", final_lr_ratio=0.02, grad_clip=1.0
     ),
     ema_decay=0.99,
-    checkpoint_every=50,
-    sample_every=150,
-    validate_every=75,
+    autocast="auto",
+    checkpoint_every=100,
+    sample_every=250,
+    validate_every=125,
     log_every=10,
 )
 STATISTICS_KEY = 5  # of the random stream that draws the scenes for the latents' statistics
-DECODER_LOSS = AutoencodeConfig(decoder_only=True, adversarial_start=100)
+DECODER_LOSS = AutoencodeConfig(decoder_only=True, perceptual_weight=0, adversarial_weight=0)
 
 
 def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 17, size: int = 64) -> CausalVAE:
@@ -123,13 +136,13 @@ def train(
 def train_decoder(
     runs_dir: Path, config: TrainConfig = DECODER, loss: AutoencodeConfig = DECODER_LOSS, device: torch.device = CPU
 ) -> Path:
-    """Finish the decoder on longer clips with the perceptual and adversarial terms; the encoder stays bit for bit.
+    """Finish the decoder on longer clips; the encoder, and so every encoded latent, stays bit for bit.
 
-    The perceptual network is the vision tower of the recipe ``tiny-text``: trained on the same world, since no
-    published LPIPS weights are assumed to be at hand.
+    A ``loss`` with the perceptual term takes the vision tower of the recipe ``tiny-text``: trained on the same world,
+    since no published LPIPS weights are assumed to be at hand.
     """
     vae = load_vae(runs_dir / "tiny-vae" / "vae").requires_grad_(True).train()
-    features = ClipFeatures(runs_dir / "tiny-text" / "clip").to(device)
+    features = ClipFeatures(runs_dir / "tiny-text" / "clip").to(device) if loss.perceptual_weight else None
     return _train(vae, features, runs_dir / "tiny-vae-decoder", config, loss, device)
 
 
