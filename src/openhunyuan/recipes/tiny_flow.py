@@ -76,7 +76,7 @@ VIDEO = TrainConfig(
     stages=(
         Stage(name="video-32x33", steps=150, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
         Stage(
-            name="video-64x33", steps=9_600, shapes=(_shape(24, 33, share=6), _shape(24, 17), _shape(96, 1, share=2))
+            name="video-64x33", steps=8_850, shapes=(_shape(24, 33, share=7), _shape(24, 17), _shape(64, 1))
         ),
     ),
     optimizer=OPTIMIZER,

@@ -165,6 +165,8 @@ def _encode(
 class LatentBatches:
     """Source for task ``flow``: batches of the stage's shape, from the encoded set that has it."""
 
+    at_hand = True
+
     def __init__(self, datasets: list[ShardDataset], seed: int):
         self.seed = seed
         self.by_shape = {shape[1:]: (d, rows) for d in datasets for shape, rows in d.buckets().items()}

@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,11 @@ class StepContext:
 
 
 class Source(Protocol):
-    """Training data as a pure function of the step."""
+    """Training data as a pure function of the step.
+
+    One whose attribute ``at_hand`` is true is not read ahead: where a batch takes a millisecond, a second thread with
+    threads of its own costs the step far more on a CPU.
+    """
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch: ...
 
@@ -199,6 +203,12 @@ class Trainer:
         stage, place = self.config.stage_at(step)
         return self.source.batch(step, stage, stage.shape_at(place))
 
+    def _ahead(self, pool: ThreadPoolExecutor, step: int) -> Future[Batch] | None:
+        """Step ``step``'s data on its way, while another step is computed; None beyond the end or if it is at hand."""
+        if step >= self.config.total_steps or getattr(self.source, "at_hand", False):
+            return None
+        return pool.submit(self.fetch, step)
+
     def train_step(self, batch: Batch, dtype: torch.dtype | None = None) -> dict[str, float]:
         context = self.context(self.step)
         metrics: dict[str, Tensor | float] = {}
@@ -278,13 +288,12 @@ class Trainer:
         since, started = {}, time.perf_counter()
         with _stop_on_signal() as stopped, ThreadPoolExecutor(1) as pool, progress_bar() as bar:
             shown = bar.add_task(config.name, total=config.total_steps, completed=self.step)
-            upcoming = pool.submit(self.fetch, self.step) if self.step < config.total_steps else None
+            upcoming = self._ahead(pool, self.step)
             while self.step < config.total_steps and not stopped:
                 waited = time.perf_counter()
-                assert upcoming is not None
-                batch = upcoming.result()
+                batch = upcoming.result() if upcoming else self.fetch(self.step)
                 waited = time.perf_counter() - waited
-                upcoming = pool.submit(self.fetch, self.step + 1) if self.step + 1 < config.total_steps else None
+                upcoming = self._ahead(pool, self.step + 1)
                 metrics = self.train_step(batch, dtype) | {"data_wait": waited}
                 for key, value in metrics.items():
                     since.setdefault(key, []).append(value)
