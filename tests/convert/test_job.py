@@ -19,7 +19,6 @@ from openhunyuan.models.zoo import check_model, find_model, wrong_hashes
 from tests.convert.conftest import (
     CONCAT,
     dit_state,
-    same_tensors,
     vae_state,
     write_comfyui,
     write_diffusers,
@@ -27,6 +26,7 @@ from tests.convert.conftest import (
     write_official_fp8,
 )
 from tests.convert.test_dit_formats import folder_tensors
+from tools.tiny_files import same_tensors
 
 SIZE = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 1}
 

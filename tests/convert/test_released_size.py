@@ -25,8 +25,9 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
-from tests.convert.conftest import OFFICIAL_VAE, dit_state
+from tests.convert.conftest import dit_state
 from tests.convert.test_names import shapes
+from tools.tiny_files import OFFICIAL_VAE
 
 PARAMETERS = 12_821_012_544
 
