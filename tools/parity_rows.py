@@ -389,31 +389,33 @@ def pipeline(kind: ImageCondition | None, which: int, cfg: float = 1.0, stabilit
 
 @torch.no_grad()
 def half_precision(rounded: bool = False) -> float:
-    """Latents after every step where the transformer computes in bfloat16; ``rounded`` is what diffusers would do.
+    """Latents where the transformer computes in bfloat16; ``rounded`` is what diffusers does between steps.
 
-    Both transformers read our text features, so that nothing but the loop is compared.
+    Both transformers read our text features, so that nothing but the loop is compared. They add in another order, and
+    where a sum is rounded the other way, that grows from step to step: the first half of the steps is compared.
     """
+    count = 8
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     both, steps = bench(None), []
     pipe = Pipeline.from_pretrained(str(both.folder), device="cpu", dtype="bfloat16")
-    request = pipe.resolve(_request(None, num_inference_steps=STEPS, true_cfg_scale=1.0, numerics="ours"))
+    request = pipe.resolve(_request(None, num_inference_steps=count, true_cfg_scale=1.0, numerics="ours"))
     pipe.sample(request, lambda done, total, now: steps.append(now.clone()[0]))
 
     text = pipe.model.text.encode([PROMPT]).to("cpu", torch.bfloat16)
     transformer = copy.deepcopy(both.theirs.transformer).to(torch.bfloat16)
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=7.0)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, STEPS + 1)[:-1].tolist())
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, count + 1)[:-1].tolist())
     guidance = torch.tensor([GUIDANCE], dtype=torch.bfloat16) * 1000
     between = torch.bfloat16 if rounded else torch.float32
     latents, expected = both.start.to(between), []
-    for index, time in enumerate(scheduler.timesteps):
+    for index, time in enumerate(scheduler.timesteps[: count // 2]):
         inputs = latents.to(torch.bfloat16), time[None].to(between), text.states, text.mask.long(), text.pooled
         velocity = transformer(*inputs, guidance, return_dict=False)[0]
         change = (scheduler.sigmas[index + 1] - scheduler.sigmas[index]) * velocity.float()
         latents = (latents.float() + change).to(between)
         expected.append(latents.float()[0])
-    return far(torch.stack(steps), torch.stack(expected))
+    return far(torch.stack(steps[: count // 2]), torch.stack(expected))
 
 
 def uncorrected(fix: str) -> float:
@@ -488,8 +490,8 @@ PIPELINE_ROWS: list[Row] = [
     *_pipeline_rows(),
     Row(
         "T2V pipeline, bfloat16",
-        f"latents after each of {STEPS} steps, transformer in bfloat16",
-        5e-3,
+        "latents after each of the first 4 of 8 steps, transformer in bfloat16",
+        3e-3,
         half_precision,
         f"{NOISE_FIX}; {BETWEEN_FIX}",
     ),

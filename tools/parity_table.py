@@ -26,8 +26,8 @@ Measured with {packages} on {machine}.
 CPU, float32 where no row says otherwise, small random models of the released structure (`tools/tiny_release.py`); names
 and shapes are those of the 13B, on the meta device. A number is the largest absolute difference; "tensors" counts those
 whose name, shape, format or bits differ. Source files are written by diffusers, PEFT and transformers, or by hand
-(`tools/tiny_files.py`), never by ours. The page is not written if an error is above its tolerance or if there is nothing
-but zeros to compare.
+(`tools/tiny_files.py`), never by ours. The page is not written if an error is above its tolerance or if there is
+nothing but zeros to compare.
 
 | part | compared | tolerance | measured | set right |
 | --- | --- | --- | --- | --- |"""
