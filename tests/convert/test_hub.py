@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,7 @@ def test_the_command_asks_before_it_fetches(
     assert main(["download", "hunyuanvideo-official", str(target), "--accept-licence"]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{target}\n"
+    assert re.search(r"model_states\.pt: 100%", shown.err), "there is a progress bar"
     assert (target / DIT).read_bytes() == WEIGHTS
 
 
