@@ -152,6 +152,23 @@ def test_damaged_weights(
     assert not (place / "model" / "ran").exists()
 
 
+def test_pickled_text_encoders(
+    place: Path, capsys: pytest.CaptureFixture[str], micro_text_folders: tuple[Path, Path]
+) -> None:
+    """They are not read for a video; converting reads their tensors, and runs nothing of them."""
+    write_official(place / "model")
+    for folder in micro_text_folders:
+        shutil.copytree(folder, place / "model" / folder.name)
+    clip = place / "model" / "text_encoder_2"
+    (clip / "model.safetensors").unlink()
+    torch.save({"module": Hostile(place / "ran")}, clip / "pytorch_model.bin")
+    error = refused(capsys, "generate", "--prompt", "a", "--model", place / "model", "--device", "cpu")
+    assert "pickle files are not read" in error
+    assert "would run code" in refused(capsys, "convert", place / "model", place / "out")
+    assert not (place / "ran").exists()
+    assert not (place / "out").exists()
+
+
 def lora_of_another_model(place: Path) -> list[object]:
     key = "lora_unet_double_blocks_0_img_attn_qkv"
     file = place / "other.safetensors"

@@ -11,6 +11,9 @@ from openhunyuan.convert.dit_read import read_dit
 from openhunyuan.convert.vae import read_vae
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.load import LoadedModel, Readers, build_dit, build_vae, load_model
+from openhunyuan.models.text.clip import WHAT as CLIP_MODEL
+from openhunyuan.models.text.folder import check_model_folder
+from openhunyuan.models.text.llm import WHAT as LANGUAGE_MODEL
 from openhunyuan.models.vae.model import CausalVAE
 from openhunyuan.models.zoo import released_spec
 
@@ -38,6 +41,8 @@ def open_model(
     model = load_model(name_or_path, device, dtype, float8, Readers(open_dit, open_vae))
     files = model.files
     # All names and shapes are compared here: a VAE that does not fit must not show after an hour of sampling.
+    check_model_folder(files.text_encoder, LANGUAGE_MODEL)
+    check_model_folder(files.text_encoder_2, CLIP_MODEL)
     weights = read_dit(files.dit, float8)
     read_vae(files.vae)
     if files.layout == "openhunyuan":
