@@ -2,17 +2,19 @@
 
 All rows run in float32 on small random models of the released structure (``tools.tiny_release``). Where diffusers
 departs from the released program (release fact J.44), it is set right for the comparison and the row says how.
-The tests assert every row, and ``python -m tools.parity_table`` writes them into docs/results/parity.md.
+Rows of files and LoRAs are in ``tools.parity_formats``. The tests assert every row, and
+``python -m tools.parity_table`` writes them all into docs/results/parity.md.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from openhunyuan.diffusion.schedule import sigmas, timesteps
 from openhunyuan.infer.conditions import STABILITY, fit_image, image_latents
 from openhunyuan.infer.numerics import OFFICIAL
 from openhunyuan.infer.pipeline import Pipeline
+from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.layout import ImageCondition
 from openhunyuan.models.text.encoder import TextEncoder
 from openhunyuan.models.text.llava import ImageEncoder
@@ -52,6 +55,10 @@ TILES_FIX = "VAE tiles of 64 frames, stride 48: diffusers cuts 16 and 12 (releas
 PICTURE_FIX = "the picture has the video's size: diffusers stretches, the release crops"
 NOISE_FIX = "the same float32 noise is given to both: the release draws in float16"
 MIX_FIX = "noise from which the mixing is taken out beforehand: diffusers always mixes 0.001 of the picture"
+BETWEEN_FIX = (
+    "a loop around its transformer that keeps latents and times in float32: its own rounds both to the transformer's "
+    "format between steps (release fact E.1)"
+)
 NEGATIVE_FIX = "negative features with every 4th image token: diffusers keeps every 2nd for the negative prompt alone"
 
 
@@ -65,6 +72,7 @@ class Row:
         tolerance: largest absolute difference that is allowed.
         measure: gives the largest absolute difference.
         corrected: how diffusers was set right, "" where it agrees by itself.
+        unit: of tolerance and measurement: "" is a difference of values, "tensors" how many are not equal.
     """
 
     part: str
@@ -72,10 +80,20 @@ class Row:
     tolerance: float
     measure: Callable[[], float]
     corrected: str = ""
+    unit: Literal["", "tensors"] = ""
 
     @property
     def name(self) -> str:
         return f"{self.part}: {self.what}"
+
+    @property
+    def notes(self) -> list[str]:
+        """How diffusers was set right, one by one."""
+        return [note for note in self.corrected.split("; ") if note]
+
+    def shown(self, value: float) -> str:
+        """A tolerance or a measurement as the page has it."""
+        return f"{value:.0f} tensors" if self.unit else f"{value:.1e}"
 
 
 def far(ours: Tensor, theirs: Tensor | np.ndarray) -> float:
@@ -91,6 +109,8 @@ def far(ours: Tensor, theirs: Tensor | np.ndarray) -> float:
 class Bench:
     """One kind of released model in both programs: the pipeline of diffusers, and ours opened from its saved folder."""
 
+    fields: Mapping[str, Any] = {}
+
     def __init__(self, kind: ImageCondition | None) -> None:
         self.kind = kind
         self._temporary = tempfile.TemporaryDirectory()
@@ -104,15 +124,27 @@ class Bench:
 
     @cached_property
     def theirs(self) -> Any:
-        return diffusers_pipeline(self.root / "parts", self.kind)
+        return self.make_theirs()
 
     @cached_property
     def folder(self) -> Path:
-        self.theirs.save_pretrained(str(self.root / "model"))
-        return self.root / "model"
+        return self.make_folder()
 
     @cached_property
     def ours(self) -> Pipeline:
+        return self.make_ours()
+
+    def make_theirs(self) -> Any:
+        """The pipeline of diffusers."""
+        return diffusers_pipeline(self.root / "parts", self.kind)
+
+    def make_folder(self) -> Path:
+        """The model on disk, as diffusers writes it."""
+        self.theirs.save_pretrained(str(self.root / "model"))
+        return self.root / "model"
+
+    def make_ours(self) -> Pipeline:
+        """Our pipeline, opened by the folder's path."""
         return Pipeline.from_pretrained(str(self.folder), device="cpu", dtype="float32")
 
     @cached_property
@@ -134,6 +166,7 @@ class Bench:
                 negative_prompt=NEGATIVE if cfg > 1 else None,
                 numerics="ours",
                 **fields,
+                **self.fields,
             )
         )
         latents = self.ours.sample(request, lambda done, total, now: steps.append(now.clone()[0]))
@@ -242,19 +275,23 @@ def official_noise() -> float:
 
 
 @torch.no_grad()
-def transformer(kind: ImageCondition | None) -> float:
-    both = bench(kind)
-    dit = open_dit(both.folder / "transformer")
+def velocities(ours: DiT, theirs: Any, kind: ImageCondition | None) -> float:
+    """Both transformers on two samples with texts of different length."""
+    config = ours.config
     rng = seeded(2)
     mask = torch.arange(9) < torch.tensor([[5], [8]])
-    latents = torch.randn(2, dit.config.in_channels, 3, 4, 6, generator=rng)
-    states, pooled = torch.randn(2, 9, dit.config.text_dim, generator=rng), torch.randn(2, 32, generator=rng)
+    latents = torch.randn(2, config.in_channels, 3, 4, 6, generator=rng)
+    states, pooled = torch.randn(2, 9, config.text_dim, generator=rng), torch.randn(2, 32, generator=rng)
     time = torch.tensor([994.083, 125.0])
-    guidance = embedded_guidance(GUIDANCE, 2) if dit.config.guidance_embed else None
+    guidance = embedded_guidance(GUIDANCE, 2) if config.guidance_embed else None
     clean = torch.tensor([[True, False, False]] * 2) if kind == "token_replace" else None
-    ours = dit(latents, time, states, mask, pooled, guidance, clean_frames=clean)
-    theirs = both.theirs.transformer(latents, time, states, mask.long(), pooled, guidance, return_dict=False)[0]
-    return far(ours, theirs)
+    mine = ours(latents, time, states, mask, pooled, guidance, clean_frames=clean)
+    return far(mine, theirs(latents, time, states, mask.long(), pooled, guidance, return_dict=False)[0])
+
+
+def transformer(kind: ImageCondition | None) -> float:
+    both = bench(kind)
+    return velocities(open_dit(both.folder / "transformer"), both.theirs.transformer, kind)
 
 
 @torch.no_grad()
@@ -350,15 +387,48 @@ def pipeline(kind: ImageCondition | None, which: int, cfg: float = 1.0, stabilit
     return far(ours, theirs)
 
 
+@torch.no_grad()
+def half_precision(rounded: bool = False) -> float:
+    """Latents where the transformer computes in bfloat16; ``rounded`` is what diffusers does between steps.
+
+    Both transformers read our text features, so that nothing but the loop is compared. They add in another order, and
+    where a sum is rounded the other way, that grows from step to step: the first half of the steps is compared.
+    """
+    count = 8
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    both, steps = bench(None), []
+    pipe = Pipeline.from_pretrained(str(both.folder), device="cpu", dtype="bfloat16")
+    request = pipe.resolve(_request(None, num_inference_steps=count, true_cfg_scale=1.0, numerics="ours"))
+    pipe.sample(request, lambda done, total, now: steps.append(now.clone()[0]))
+
+    text = pipe.model.text.encode([PROMPT]).to("cpu", torch.bfloat16)
+    transformer = copy.deepcopy(both.theirs.transformer).to(torch.bfloat16)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, count + 1)[:-1].tolist())
+    guidance = torch.tensor([GUIDANCE], dtype=torch.bfloat16) * 1000
+    between = torch.bfloat16 if rounded else torch.float32
+    latents, expected = both.start.to(between), []
+    for index, time in enumerate(scheduler.timesteps[: count // 2]):
+        inputs = latents.to(torch.bfloat16), time[None].to(between), text.states, text.mask.long(), text.pooled
+        velocity = transformer(*inputs, guidance, return_dict=False)[0]
+        change = (scheduler.sigmas[index + 1] - scheduler.sigmas[index]) * velocity.float()
+        latents = (latents.float() + change).to(between)
+        expected.append(latents.float()[0])
+    return far(torch.stack(steps[: count // 2]), torch.stack(expected))
+
+
 def uncorrected(fix: str) -> float:
-    """How far frames are apart without one correction, in the pipeline where it counts."""
+    """How far the results are apart without one correction, in the pipeline where it counts: frames, or latents."""
+    if fix == BETWEEN_FIX:
+        return half_precision(rounded=True)
     kind: ImageCondition | None = None if fix in (GUIDANCE_FIX, TILES_FIX) else "token_replace"
     cfg = 3.0 if fix == NEGATIVE_FIX else 1.0
     both = bench(kind)
     return far(both.run_ours(cfg)[1], both.run_theirs(cfg, without=fix)[1])
 
 
-MEASURED_FIXES = (GUIDANCE_FIX, TILES_FIX, MIX_FIX, NEGATIVE_FIX)
+MEASURED_FIXES = (GUIDANCE_FIX, TILES_FIX, MIX_FIX, NEGATIVE_FIX, BETWEEN_FIX)
 
 
 def _pipeline_rows() -> list[Row]:
@@ -398,7 +468,7 @@ def _pipeline_rows() -> list[Row]:
 
 LONG = "a very large red circle moves right and a small green star moves left " * 40
 
-ROWS: list[Row] = [
+PIPELINE_ROWS: list[Row] = [
     Row("Schedule", "sigmas, and timesteps / 1000, of four (steps, shift)", 1e-6, schedule),
     Row("Schedule", "official noise: float16 draws of two seeds", 0.0, official_noise),
     Row("Transformer", "rotary cosines and sines", 1e-6, rope),
@@ -418,4 +488,11 @@ ROWS: list[Row] = [
     Row("LLaVA", "states of a prompt that is too long", 1e-5, lambda: llava_states(4, (LONG,))),
     Row("I2V", "latent of the picture", 1e-5, picture_latents, PICTURE_FIX),
     *_pipeline_rows(),
+    Row(
+        "T2V pipeline, bfloat16",
+        "latents after each of the first 4 of 8 steps, transformer in bfloat16",
+        3e-3,
+        half_precision,
+        f"{NOISE_FIX}; {BETWEEN_FIX}",
+    ),
 ]

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from openhunyuan.cli.main import main
-from tests.convert.conftest import dit_state, same_tensors, vae_state, write_comfyui, write_official
+from tests.convert.conftest import dit_state, vae_state, write_comfyui, write_official
+from tools.tiny_files import same_tensors
 
 
 @pytest.fixture

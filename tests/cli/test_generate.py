@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import openhunyuan.convert.load
+from openhunyuan.base.errors import UserError
 from openhunyuan.base.video import read_metadata, read_video
 from openhunyuan.cli.main import main
 from openhunyuan.infer.pipeline import Pipeline
@@ -216,3 +217,32 @@ def test_replay_computes_as_the_file_was_made(
     assert main(["replay", "a.png", "--output-path", "again.png"]) == 0
     assert seen[0][2:5] == ("float32", "fp8", "bfloat16")
     assert np.array_equal(read_video("a.png")[0], read_video("again.png")[0])
+
+
+def test_replay_where_the_device_is_not(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, micro_model_folder: Path
+) -> None:
+    import openhunyuan.cli.replay as replay
+
+    line = ["--prompt", PROMPT, "--seed", "1", "--model", str(micro_model_folder), "--num-frames", "1"]
+    assert main(["generate", *line, "--device", "cpu", "--output-path", "a.png"]) == 0
+    plain = replay.read_request
+
+    def elsewhere(path: Path) -> tuple:
+        request, made_by = plain(path)
+        return request, {**made_by, "device": "cuda:99"}
+
+    monkeypatch.setattr(replay, "read_request", elsewhere)
+    assert main(["replay", "a.png", "--output-path", "b.png"]) == 0
+    assert "made on cuda:99, which is not here" in capsys.readouterr().err
+    assert main(["replay", "a.png", "--output-path", "c.png", "--device", "cuda:99"]) == 2
+    # A model that is broken is one error, and nothing is said of the device.
+    monkeypatch.setattr(replay, "read_request", plain)
+
+    def broken(*how: object) -> None:
+        raise UserError("The weights are broken.")
+
+    monkeypatch.setattr(replay, "open_pipeline", broken)
+    capsys.readouterr()
+    assert main(["replay", "a.png", "--output-path", "d.png"]) == 2
+    assert capsys.readouterr().err == "error: The weights are broken.\n"

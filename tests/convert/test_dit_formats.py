@@ -20,16 +20,13 @@ from openhunyuan.ops.float8 import Float8Linear
 from tests.convert.conftest import (
     CONCAT,
     SMALL,
-    comfyui_name,
     dit_state,
-    quantized,
-    same_bits,
-    same_tensors,
     write_comfyui,
     write_diffusers,
     write_official,
     write_official_fp8,
 )
+from tools.tiny_files import comfyui_name, quantized, same_bits, same_tensors
 
 
 def convert(source: Path, target: Path, to: str, **options: int) -> Path:

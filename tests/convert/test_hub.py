@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,14 +187,24 @@ def test_the_command_asks_before_it_fetches(
     assert (target / DIT).read_bytes() == WEIGHTS
 
 
+class Terminal(io.StringIO):
+    """Someone who looks and types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_a_progress_bar(command: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    assert main(["download", "hunyuanvideo-official", str(tmp_path / "ckpts"), "--accept-licence"]) == 0
+    assert re.search(r"model_states\.pt: 100%", screen.getvalue())
+
+
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("no\n", 2), ("\n", 2)])
 def test_the_command_takes_an_answer(
     command: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     assert main(["download", "hunyuanvideo", str(tmp_path / "model")]) == code
     assert (tmp_path / "model" / "model_index.json").exists() == (code == 0)

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,21 +13,17 @@ from safetensors.torch import load_file, save_file
 from openhunyuan.base.errors import UserError
 from openhunyuan.convert.job import plan
 from openhunyuan.convert.load import open_model
-from openhunyuan.infer.pipeline import Pipeline
-from openhunyuan.models.zoo import check_model, find_model, wrong_hashes
+from openhunyuan.models.zoo import check_model, find_model
 from tests.convert.conftest import (
     CONCAT,
     dit_state,
-    same_tensors,
     vae_state,
     write_comfyui,
     write_diffusers,
     write_official,
-    write_official_fp8,
 )
 from tests.convert.test_dit_formats import folder_tensors
-
-SIZE = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 1}
+from tools.tiny_files import same_tensors
 
 
 def add_texts(
@@ -126,50 +121,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         check_model(str(folder))
 
 
-@pytest.mark.parametrize("kind", ["official", "official fp8", "diffusers", "comfyui", "comfyui fp8"])
-def test_each_format_makes_a_video_and_goes_out_again_bit_for_bit(
-    tmp_path: Path, micro_text_folders: tuple[Path, Path], kind: str
-) -> None:
-    """No flags: the path is all that is given."""
-    source = tmp_path / "source"
-    if kind == "diffusers":
-        write_diffusers(source)
-    elif kind.startswith("official"):
-        inner = write_official(source)
-        if kind.endswith("fp8"):
-            (inner / "transformers" / "mp_rank_00_model_states.pt").unlink()
-            write_official_fp8(inner / "transformers")
-    else:
-        write_comfyui(source / "diffusion_models" / "hunyuan.safetensors", scaled=kind.endswith("fp8"))
-        plan(str(write_official(tmp_path / "other") / "vae"), str(source / "vae"), "comfyui").run()
-    add_texts(source, micro_text_folders)
-
-    pipe = Pipeline.from_pretrained(str(source), device="cpu")
-    assert pipe.model.float8 == kind.endswith("fp8")
-    frames = pipe(prompt="a red circle", **SIZE).frames[0]
-    assert frames.shape == (5, 32, 32, 3)
-    assert frames.std() > 0
-
-    family = kind.split()[0]
-    to = f"{family}-fp8" if kind.endswith("fp8") else family
-    ours, back = tmp_path / "ours", tmp_path / "back"
-    plan(str(source), str(ours)).run()
-    assert open_model(str(ours), "cpu").float8 == kind.endswith("fp8")
-    again = Pipeline.from_pretrained(str(ours), device="cpu")(prompt="a red circle", **SIZE).frames[0]
-    assert np.array_equal(again, frames)
-    folder, spec = check_model(str(ours))
-    assert wrong_hashes(folder, spec) == []
-    plan(str(ours), str(back), to).run()
-    for path in sorted(source.rglob("*.pt")):
-        one, two = (torch.load(place, weights_only=True) for place in (path, back / path.relative_to(source)))
-        if path.parent.name == "vae":
-            one = {name.removeprefix("vae."): value for name, value in one.items()}
-        assert same_tensors(one.get("module", one), two.get("module", two)), path.name
-    for part in ("transformer", "vae", "diffusion_models"):
-        if kind != "official" and (source / part).is_dir():
-            assert same_tensors(folder_tensors(source / part), folder_tensors(back / part)), part
-
-
 @pytest.fixture(scope="session")
 def i2v_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from tools.tiny_release import clip_text, write_llava
@@ -179,51 +130,6 @@ def i2v_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model, _ = clip_text(root / "clip")
     model.save_pretrained(str(root / "clip"))
     return root / "llava", root / "clip"
-
-
-@pytest.mark.parametrize(
-    ("kind", "condition"),
-    [
-        ("diffusers", "token_replace"),
-        ("diffusers", "latent_concat"),
-        ("official", "token_replace"),
-        ("comfyui", "latent_concat"),
-    ],
-)
-def test_each_image_to_video_format_makes_a_video_of_a_picture(
-    tmp_path: Path, i2v_texts: tuple[Path, Path], kind: str, condition: str
-) -> None:
-    from tools.tiny_release import random_image
-
-    source, text = tmp_path / "source", "text_encoder"
-    if kind == "diffusers":
-        write_diffusers(source, condition)
-    elif kind == "official":
-        write_official(source, kind="i2v")
-        text = "text_encoder_i2v"
-    else:
-        write_comfyui(source / "diffusion_models" / "hunyuan_video_image_to_video.safetensors", CONCAT)
-        plan(str(write_official(tmp_path / "other") / "vae"), str(source / "vae"), "comfyui").run()
-    add_texts(source, i2v_texts, (text, "text_encoder_2"))
-    random_image(40, 60).save(tmp_path / "picture.png")
-
-    fields = {"prompt": "a large red circle", "image": str(tmp_path / "picture.png"), **SIZE}
-    pipe = Pipeline.from_pretrained(str(source), device="cpu")
-    assert pipe.model.spec.image_condition_type == condition
-    frames = pipe(**fields).frames[0]
-    assert frames.std() > 0
-    ours, back = tmp_path / "ours", tmp_path / "back"
-    plan(str(source), str(ours)).run()
-    assert np.array_equal(Pipeline.from_pretrained(str(ours), device="cpu")(**fields).frames[0], frames)
-    plan(str(ours), str(back), kind).run()
-    for path in sorted(source.rglob("*_model_states.pt")):
-        one, two = (torch.load(place, weights_only=True) for place in (path, back / path.relative_to(source)))
-        assert same_tensors(one["module"], two["module"])
-    for part in ("transformer", "vae", "diffusion_models"):
-        if kind != "official" and (source / part).is_dir():
-            assert same_tensors(folder_tensors(source / part), folder_tensors(back / part)), part
-    again = open_model(str(back), "cpu")
-    assert (again.files.text_encoder.name, again.spec.image_condition_type) == (text, condition)
 
 
 def test_a_llava_and_a_lora_are_known_by_their_looks(

@@ -12,7 +12,7 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
-from tests.convert.conftest import comfyui_name
+from tools.tiny_files import comfyui_name
 
 
 def shapes(state) -> dict[str, tuple[int, ...]]:  # noqa: ANN001

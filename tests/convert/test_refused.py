@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from openhunyuan.base.errors import UserError
 from openhunyuan.convert.dit_read import read_dit
 from openhunyuan.convert.vae import read_vae
-from tests.convert.conftest import dit_state, quantized, vae_state, write_comfyui, write_diffusers, write_official_fp8
+from tests.convert.conftest import dit_state, vae_state, write_comfyui, write_diffusers, write_official_fp8
+from tools.tiny_files import quantized
 
 
 class Hostile:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from openhunyuan.base.tensorfile import write_pickle
+from openhunyuan.cli.main import main
 from openhunyuan.convert.dit_read import read_dit
 from openhunyuan.convert.dit_write import plan_dit
 from openhunyuan.convert.lazy import from_tensor
@@ -25,8 +28,9 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
-from tests.convert.conftest import OFFICIAL_VAE, dit_state
+from tests.convert.conftest import dit_state
 from tests.convert.test_names import shapes
+from tools.tiny_files import OFFICIAL_VAE
 
 PARAMETERS = 12_821_012_544
 
@@ -107,6 +111,43 @@ def test_official_vae_by_name_and_shape(tmp_path: Path) -> None:
         published = AutoencoderKLHunyuanVideo()
     assert len(written) == 248
     assert shapes(written) == shapes(published.state_dict())
+
+
+def test_the_command_checks_a_whole_official_layout(
+    released: Path, tmp_path: Path, micro_text_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``openhunyuan convert --dry-run`` on 26 GB of names and shapes; text encoders are small."""
+    inner = tmp_path / "ckpts" / "hunyuan-video-t2v-720p"
+    (inner / "transformers").mkdir(parents=True)
+    (inner / "transformers" / released.name).symlink_to(released)
+    vae = meta(CausalVAE, VAEConfig())
+    holes(inner / "vae" / "pytorch_model.pt", vae, torch.float16)
+    config = {**OFFICIAL_VAE, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+    (inner / "vae" / "config.json").write_text(json.dumps(config))
+    for folder in micro_text_folders:
+        shutil.copytree(folder, tmp_path / "ckpts" / folder.name)
+
+    def listed(to: str) -> dict[str, int]:
+        """Part -> tensors, by what the command says."""
+        target = tmp_path / to
+        assert main(["convert", str(tmp_path / "ckpts"), str(target), "--to", to, "--dry-run"]) == 0
+        assert not target.exists()
+        counts: dict[str, int] = {}
+        for line in capsys.readouterr().out.splitlines():
+            if found := re.fullmatch(r"(.+)  (\d+) tensors  [\d.]+ GB", line):
+                part = Path(found[1]).relative_to(target).parent.name
+                counts[part] = counts.get(part, 0) + int(found[2])
+        return counts
+
+    assert listed("diffusers") == {"transformer": 1264, "vae": 248}
+    assert listed("official") == {"transformers": 856, "vae": 248}
+    assert listed("official-fp8") == {"transformers": 856 + 320, "vae": 248}
+    assert listed("openhunyuan") == {"dit": 856, "vae": 248}
+
+    vae["quant_conv.bias"] = vae["quant_conv.bias"][:-1]
+    holes(inner / "vae" / "pytorch_model.pt", vae, torch.float16)
+    assert main(["convert", str(tmp_path / "ckpts"), str(tmp_path / "x"), "--dry-run"]) == 2
+    assert "quant_conv.bias has shape [31]" in capsys.readouterr().err
 
 
 MEASURE = """

@@ -14,7 +14,8 @@ from openhunyuan.convert import vae_ldm
 from openhunyuan.convert.lazy import from_tensor
 from openhunyuan.convert.load import open_vae
 from openhunyuan.convert.vae import plan_vae, read_vae
-from tests.convert.conftest import OFFICIAL_VAE, SMALL_VAE, same_tensors, vae_state, write_diffusers
+from tests.convert.conftest import SMALL_VAE, vae_state, write_diffusers
+from tools.tiny_files import OFFICIAL_VAE, same_tensors
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

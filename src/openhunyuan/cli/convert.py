@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import console
 from openhunyuan.base.record import Record
 from openhunyuan.cli.parse import parse
+
+if TYPE_CHECKING:
+    from openhunyuan.convert.job import Job
 
 ImageConditionName = Literal["token_replace", "latent_concat"]
 
@@ -32,6 +36,7 @@ class ConvertOptions(Record):
     image_condition_type: ImageConditionName | None = Field(
         None, description="How the transformer takes a picture, where its config and names do not tell."
     )
+    dry_run: bool = Field(False, description="Check all names and shapes, list what would be written, write nothing.")
 
 
 def run(args: Sequence[str]) -> int:
@@ -45,9 +50,12 @@ def run(args: Sequence[str]) -> int:
 
     out = console(stderr=True)
     with out.status(f"Looking at {options.src}"):
-        job = plan(options.src, options.dst, options.to, options.image_condition_type)
+        job = plan(options.src, options.dst, options.to, options.image_condition_type, needs_space=not options.dry_run)
     if job.missing:
         out.print(f"{options.src} has no {', '.join(job.missing)}; {options.dst} will be without.", soft_wrap=True)
+    if options.dry_run:
+        _list(job)
+        return 0
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -60,3 +68,19 @@ def run(args: Sequence[str]) -> int:
         job.run(lambda count: bar.advance(task, count))
     print(options.dst)
     return 0
+
+
+def _list(job: Job) -> None:
+    """The files that a conversion would write, one a line on stdout: path, tensors, bytes."""
+    from openhunyuan.convert.plan import TensorFile
+
+    if job.run_alone:
+        raise UserError(f"--dry-run lists what a model becomes, and {job.source} is a {job.kind}; leave it out.")
+    for file in job.files:
+        if isinstance(file, TensorFile):
+            print(f"{file.path}  {len(file.tensors)} tensors  {file.nbytes / 1e9:.2f} GB")
+        else:
+            print(file.path)
+    for path, target in job.copies:
+        print(f"{target}  copied from {path}")
+    console(stderr=True).print(f"{job.nbytes / 1e9:.2f} GB in all; nothing was written.", soft_wrap=True)

@@ -107,14 +107,15 @@ def run(args: Sequence[str]) -> int:
 
     # From here on torch is needed, and seconds pass.
     _check_pictures(request)
+    pipe = _pipeline(options)
     if asked.rewrite != "none":
         from openhunyuan.infer.rewrite.rewriter import rewrite_request
 
+        pipe.check(asked)  # What cannot be made must not cost its rewriting.
         with console(stderr=True).status("Rewriting the prompt"):
             chat = open_rewriter(options, options.device, options.dtype)
             asked = rewrite_request(asked, chat, options.rewrite_strict)
-        del chat  # A local language model must not take the video model's memory.
-    pipe = _pipeline(options)
+        del chat  # A local language model must not take the video model's memory, which is used from here on.
     make_files(pipe, pipe.resolve(asked.replace(seed=request.seed)), paths)
     return 0
 

@@ -85,6 +85,8 @@ def run(args: Sequence[str]) -> int:
         for name in changed_files(made_by.get("lora", {})):
             _log.warning("The LoRA %s is not the file that made %s: the frames will differ.", name, source)
 
+    from openhunyuan.base.device import pick_device
+
     device = options.device or str(made_by.get("device", "auto"))
     how = (
         options.dtype or made_by.get("dtype"),
@@ -93,12 +95,13 @@ def run(args: Sequence[str]) -> int:
         options.released_strings,
     )
     try:
-        pipe = open_pipeline(request.model, device, *how)
+        pick_device(device)
     except UserError:
         if options.device:
             raise
         _log.warning("The file was made on %s, which is not here: the frames may differ in rounding.", device)
-        pipe = open_pipeline(request.model, "auto", *how)
+        device = "auto"
+    pipe = open_pipeline(request.model, device, *how)
     if from_latents:
         frames = pipe.decode(load_latents(source), request)[0]
         metadata = metadata_of(request, pipe.model)

@@ -33,7 +33,7 @@ from openhunyuan.models.layout import (
     has_tensor,
 )
 from openhunyuan.models.text.extract import extract_language_model
-from openhunyuan.models.text.llava import is_llava
+from openhunyuan.models.text.llava import PREPARATION_FILE, is_llava
 from openhunyuan.models.zoo import MODELS, ModelSpec, file_sha256, released_spec
 
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -103,7 +103,13 @@ class Job:
             JsonFile(self.target / "model.json", spec.model_dump(mode="json")).write()
 
 
-def plan(source: str, target: str, to: str = "openhunyuan", image_condition_type: ImageCondition | None = None) -> Job:
+def plan(
+    source: str,
+    target: str,
+    to: str = "openhunyuan",
+    image_condition_type: ImageCondition | None = None,
+    needs_space: bool = True,
+) -> Job:
     """Look at the source, check all of it, and say what would be written.
 
     Args:
@@ -111,6 +117,7 @@ def plan(source: str, target: str, to: str = "openhunyuan", image_condition_type
         target: a folder that is not there or empty; for a LoRA the file.
         to: one of ``FORMATS``; for a LoRA one of ``convert.lora.FORMATS``.
         image_condition_type: how the transformer takes a picture, where names and shapes do not tell.
+        needs_space: whether too little space is an error; of no use where nothing will be written.
 
     Raises:
         UserError: nothing to convert there, tensors that are missing, unknown or of a wrong shape, a target in use,
@@ -130,7 +137,8 @@ def plan(source: str, target: str, to: str = "openhunyuan", image_condition_type
     if is_llava(here):
         return Job("LLaVA", here, there, run_alone=lambda tell: extract_language_model(here, there, written=tell))
     job = _plan(here, there, to, image_condition_type)  # pyright: ignore[reportArgumentType]  (checked above)
-    _check_space(job)
+    if needs_space:
+        _check_space(job)
     return job
 
 
@@ -187,23 +195,18 @@ def _whole(parts: Parts, source: Path, target: Path, to: Format, condition: Imag
 
 
 def _text(folder: Path, place: Path, component: str, family: str) -> tuple[list[File], list[tuple[Path, Path]]]:
-    """A text model's folder: copied, but a pickle becomes safetensors, and the tokenizer goes where it belongs."""
-    tokenizer = folder.parent / _TOKENIZERS[component]
+    """A text model's folder: copied, but a pickle becomes safetensors; what diffusers keeps beside it comes along."""
     kept = [path for path in sorted(folder.iterdir()) if path.suffix in _TEXT_FILES and path.is_file()]
-    if tokenizer.is_dir():
+    beside = [(folder.parent / _TOKENIZERS[component], _TOKENIZER_FILES)]
+    if component == "text_encoder":
+        beside.append((folder.parent / "image_processor", (PREPARATION_FILE,)))
+    for other, names in beside:
         have = {path.name for path in kept}
-        kept += [
-            path for path in sorted(tokenizer.iterdir()) if path.name in _TOKENIZER_FILES and path.name not in have
-        ]
+        kept += [other / name for name in sorted(names) if name not in have and (other / name).is_file()]
     copies = [(path, place / path.name) for path in kept]
     if family == "diffusers":
-        beside = place.parent / _TOKENIZERS[component]
-        copies = [(path, (beside if path.name in _TOKENIZER_FILES else place) / path.name) for path in kept]
-        copies += [
-            (path, place.parent / "image_processor" / path.name)
-            for path in kept
-            if path.name == "preprocessor_config.json"
-        ]
+        own = dict.fromkeys(_TOKENIZER_FILES, _TOKENIZERS[component]) | {PREPARATION_FILE: "image_processor"}
+        copies = [(path, (place.parent / own[path.name] if path.name in own else place) / path.name) for path in kept]
     if any(path.suffix == ".safetensors" for path in kept):
         return [], copies
     pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)

@@ -10,11 +10,12 @@ import torch
 from openhunyuan.convert.dit_read import read_dit
 from openhunyuan.convert.vae import read_vae
 from openhunyuan.models.dit.model import DiT
-from openhunyuan.models.layout import has_tensor
 from openhunyuan.models.load import LoadedModel, Readers, build_dit, build_vae, load_model
+from openhunyuan.models.text.clip import WHAT as CLIP_MODEL
+from openhunyuan.models.text.folder import check_model_folder
+from openhunyuan.models.text.llm import WHAT as LANGUAGE_MODEL
 from openhunyuan.models.vae.model import CausalVAE
-from openhunyuan.models.zoo import released_spec, weight_files
-from openhunyuan.ops.float8 import SCALE
+from openhunyuan.models.zoo import released_spec
 
 
 def open_model(
@@ -34,15 +35,20 @@ def open_model(
             eight-bit one is taken; other weights are quantized as they are read.
 
     Raises:
-        UserError: no such model, a part missing, a file that is damaged, unsafe or another network's.
+        UserError: no such model, a part missing, a file that is damaged, unsafe or another network's, a tensor of the
+            transformer or the VAE that is missing, unknown or of a wrong shape.
     """
     model = load_model(name_or_path, device, dtype, float8, Readers(open_dit, open_vae))
     files = model.files
+    # All names and shapes are compared here: a VAE that does not fit must not show after an hour of sampling.
+    check_model_folder(files.text_encoder, LANGUAGE_MODEL)
+    check_model_folder(files.text_encoder_2, CLIP_MODEL)
+    weights = read_dit(files.dit, float8)
+    read_vae(files.vae)
     if files.layout == "openhunyuan":
-        model.float8 |= any(has_tensor(path, (f".{SCALE}",)) for path in weight_files(files.dit))
+        model.float8 |= weights.is_float8
         return model
     # Whether a released transformer reads pictures decides the defaults, and only its tensors say it for certain.
-    weights = read_dit(files.dit, float8)
     files = replace(files, spec=released_spec(files.spec.name, weights.image_condition_type))
     return LoadedModel(
         files, model.device, model.dtype, Readers(open_dit, open_vae), float8=float8 or weights.is_float8

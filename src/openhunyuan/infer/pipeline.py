@@ -144,6 +144,11 @@ class Pipeline:
         """What this model fills in where a request says nothing."""
         return self.model.spec.defaults
 
+    def check(self, request: Request) -> None:
+        """``UserError`` where a LoRA or a picture of the request does not fit this model; no weights are read."""
+        self._loras.check(request.lora)
+        self._with_picture(request)
+
     def resolve(self, request: Request) -> Request:
         """The request with this model's defaults filled in; says what of it this model cannot use."""
         self._loras.check(request.lora)
