@@ -104,6 +104,17 @@ def has_subtitles(clip: Clip) -> bool:
     return clip.scores.get("text.subtitle_top", 1.0) < 1.0 or failed(clip, "text")
 
 
+def cropped_away(clip: Clip, shot: Shot) -> bool:
+    """Whether the crop ends above the lettering, and left enough of the picture for the filter (four fifths).
+
+    The box of the truth is the line's, with room for accents: the letters begin three rows below its upper edge.
+    """
+    if clip.crop is None or failed(clip, "subtitles"):
+        return False
+    top = min(defect.box[1] for defect in shot.defects if defect.box)
+    return clip.crop[3] <= top + 3
+
+
 FINDERS: dict[str, tuple[tuple[str, ...], Callable[[Clip], bool]]] = {
     "static or slow": (("static", "slow"), lambda clip: failed(clip, "motion")),
     "blur": (("blur",), lambda clip: failed(clip, "clarity")),
@@ -122,9 +133,10 @@ def score(truths: dict[str, RawTruth], clips: Sequence[Clip], thumbs: dict[str, 
     clean = [clip for clip, shot in found if shot and not shot.defects]
     for what, (kinds, finder) in FINDERS.items():
         planted = [clip for clip, shot in found if shot and any(d.kind in kinds for d in shot.defects)]
-        lines.append(
-            Line(what, len(planted), _share(planted, finder), _share(clean, finder), len(clean))
-        )
+        lines.append(Line(what, len(planted), _share(planted, finder), _share(clean, finder), len(clean)))
+    titled = [(clip, shot) for clip, shot in found if shot and any(d.kind == "subtitles" for d in shot.defects)]
+    away = sum(cropped_away(clip, shot) for clip, shot in titled)
+    lines.append(Line("subtitle cropped away", len(titled), away / max(len(titled), 1), 0.0, 0))
     return [*lines, *_duplicates(truths, of, clips, thumbs)]
 
 

@@ -253,8 +253,7 @@ def _base_url(url: str, who: str) -> str:
         raise UserError(f"'{url}' is not an address; the {who}'s looks like http://localhost:8000/v1.")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UserError(
-            f"The {who}'s address must not hold a user, a password or a query; "
-            "give the key in an environment variable."
+            f"The {who}'s address must not hold a user, a password or a query; give the key in an environment variable."
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -161,29 +162,31 @@ def event_correlation(one: np.ndarray, other: np.ndarray) -> float:
     The upper three quarters of the picture may speak for all of it: subtitles come and go in the rest.
     """
     moments, side = one.shape[:2]
-    upper = round(0.75 * side)
+    x = one.reshape(moments, -1)
+    warped = np.einsum("wmn,nk->wmk", _warps(moments), other.reshape(moments, -1))
     best = -1.0
-    times = np.arange(moments)
-    for first, last in _SHIFTS:
-        warped = times + np.linspace(first, last, moments)
-        a, b = one, _at(other, warped)
-        for rows in (slice(None), slice(0, upper)):
-            x, y = a[:, rows] - a[:, rows].mean(axis=0), b[:, rows] - b[:, rows].mean(axis=0)
-            size = float(np.linalg.norm(x) * np.linalg.norm(y))
-            # The upper part speaks only where most of the change is in it.
-            if rows.stop is not None and np.linalg.norm(x) < 0.6 * np.linalg.norm(a):
-                continue
-            if size > 0:
-                best = max(best, float((x * y).sum()) / size)
+    for width in (x.shape[1], x.shape[1] // side * round(0.75 * side)):  # rows come first: a prefix is the upper part
+        a, b = x[:, :width], warped[:, :, :width]
+        a, b = a - a.mean(axis=0), b - b.mean(axis=1, keepdims=True)
+        # The upper part speaks only where most of the change is in it.
+        if width < x.shape[1] and np.linalg.norm(a) < 0.6 * np.linalg.norm(x):
+            continue
+        sizes = np.linalg.norm(a) * np.linalg.norm(b, axis=(1, 2))
+        products = np.einsum("mk,wmk->w", a, b)
+        best = max(best, float((products / np.maximum(sizes, 1e-9)).max()))
     return best
 
 
-def _at(x: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """x [M, ...] between its moments, linearly; ends held."""
-    times = np.clip(times, 0, len(x) - 1)
-    low = np.minimum(times.astype(int), len(x) - 2)
-    share = (times - low).reshape(-1, *[1] * (x.ndim - 1)).astype(np.float32)
-    return x[low] * (1 - share) + x[low + 1] * share
+@lru_cache
+def _warps(moments: int) -> np.ndarray:
+    """float32 [shifts, moments, moments]: the moments read at moved times, linearly, ends held."""
+    matrices = np.zeros((len(_SHIFTS), moments, moments), np.float32)
+    for matrix, (first, last) in zip(matrices, _SHIFTS, strict=True):
+        times = np.clip(np.arange(moments) + np.linspace(first, last, moments), 0, moments - 1)
+        low = np.minimum(times.astype(int), moments - 2)
+        matrix[np.arange(moments), low] = 1 - (times - low)
+        matrix[np.arange(moments), low + 1] += (times - low).astype(np.float32)
+    return matrices
 
 
 def _soft(x: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
+from openhunyuan.base.require import require
 from openhunyuan.base.video import frame_to_rgb
 
 _HDR_TRANSFERS = {16: "pq", 18: "hlg"}
@@ -58,6 +59,14 @@ class Frame:
         natural = coded == (self.raw.width, self.raw.height)
         pixels = frame_to_rgb(self.raw) if natural else frame_to_rgb(self.raw, *coded)
         return upright(pixels, self.media.rotation)
+
+    def opencv_gray(self) -> np.ndarray:
+        """uint8 [H, W] as `cv2.VideoCapture` would read it: upright, pixels as coded, BT.601 whatever the tag says.
+
+        For scores that others define on it; a BT.709 source read as such gives other levels, and other flow.
+        """
+        cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
+        return cv2.cvtColor(upright(self.raw.to_ndarray(format="bgr24"), self.media.rotation), cv2.COLOR_BGR2GRAY)
 
     def vectors(self) -> np.ndarray | None:
         """The motion vectors that the codec stored for this frame, where they were asked for and it has some."""

@@ -29,6 +29,9 @@ class Shown:
     def rgb(self, side: int | None = None) -> np.ndarray:
         return self.pixels
 
+    def opencv_gray(self) -> np.ndarray:
+        return cv2.cvtColor(self.pixels, cv2.COLOR_RGB2GRAY)
+
 
 def measured(measure: Measure, frames: np.ndarray, fps: float = 24.0) -> dict[str, Any]:
     """The row of a measure for frames [T, H, W, 3]."""

@@ -95,8 +95,7 @@ class View:
     @cached_property
     def native_gray(self) -> np.ndarray:
         """uint8 [H, W], grey at the source's own size; costly, and only for measures that are defined on it."""
-        cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
-        return cv2.cvtColor(self.frame.rgb(), cv2.COLOR_RGB2GRAY)
+        return self.frame.opencv_gray()
 
 
 class Reader(ABC):
