@@ -67,6 +67,8 @@ class Table:
             new += rows[outcome.key]
         if new:
             self._write(new)
+            if len(self._parts()) >= 16 * MERGE_AT:
+                self.merge()
 
     def merge(self) -> None:
         """Put all part files into one, if there are many."""
