@@ -16,8 +16,7 @@ from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import read_metadata, read_video
 from openhunyuan.cli.main import main
 from openhunyuan.curate.clip import Clip, ClipCaption, read_manifest
-from openhunyuan.curate.pipeline import Stage as CurateStage
-from openhunyuan.curate.pipeline import curate, find_videos
+from openhunyuan.curate.run import Plan, curate
 from openhunyuan.evals.run import run_alignment
 from openhunyuan.latents.encode import encode_clips, to_pixels
 from openhunyuan.latents.shards import ShardDataset
@@ -41,16 +40,12 @@ FPS = 6.0
 PROMPT = "a large red circle moves right on a black background"
 
 
-def captions_from_truth(truth: RawTruth) -> CurateStage:
-    """Each clip gets the caption and camera move of the shot it lies in."""
-
-    def caption(clip: Clip) -> Clip:
-        middle = (clip.start_frame + clip.end_frame) // 2
-        shot = next(s for s in truth.shots if s.start_frame <= middle < s.end_frame)
-        words = ClipCaption(captioner="truth", text=shot.prompt, fields=shot.caption.model_dump(mode="json"))
-        return clip.with_caption(words).model_copy(update={"camera": shot.camera})
-
-    return CurateStage("caption", caption)
+def caption_from_truth(clip: Clip, truth: RawTruth) -> Clip:
+    """The clip with the caption and camera move of the shot it lies in."""
+    middle = (clip.start_frame + clip.end_frame) // 2
+    shot = next(s for s in truth.shots if s.start_frame <= middle < s.end_frame)
+    words = ClipCaption(captioner="truth", text=shot.prompt, fields=shot.caption.model_dump(mode="json"))
+    return clip.with_caption(words).model_copy(update={"camera": shot.camera})
 
 
 class ClipFrames:
@@ -117,9 +112,10 @@ def test_the_path(tmp_path: Path) -> None:
     raw, data, runs = tmp_path / "raw", tmp_path / "data", tmp_path / "runs"
     raw.mkdir()
     truth = write_raw_footage(raw / "a.mp4", seed=1, duration_s=16.0, fps=24.0, height=64, width=64, defects=())
-    clips = curate(find_videos(raw), data, [captions_from_truth(truth)])
+    curated = curate(raw, data, Plan()).clips
+    assert read_manifest(data / "manifest.jsonl") == list(curated)
+    clips = [caption_from_truth(clip, truth) for clip in curated]
     assert [clip.captions[0].text for clip in clips] == [shot.prompt for shot in truth.shots]
-    assert read_manifest(data / "manifest.jsonl") == clips
 
     # A micro VAE on the clips; micro text encoders on the world's words.
     vae = CausalVAE(

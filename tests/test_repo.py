@@ -115,7 +115,7 @@ def imports_at_import_time(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_optional_packages_are_not_needed_to_import(path: Path) -> None:
-    optional = {"diffusers", "cv2", "scenedetect", "skimage", "tensorboard", "matplotlib", "pytest"}
+    optional = {"diffusers", "cv2", "scenedetect", "skimage", "tensorboard", "matplotlib", "pyarrow", "pytest"}
     assert imports_at_import_time(ast.parse(path.read_text())) & optional == set()
 
 

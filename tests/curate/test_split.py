@@ -6,26 +6,9 @@ import numpy as np
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.base.video import read_video, write_video
-from openhunyuan.curate.split import SplitConfig, cut_clips, gradual_spans, shots_between, split_video
+from openhunyuan.curate.split import Split, gradual_spans, shots_between, split_video
 from openhunyuan.tiny.raw import write_raw_footage
-
-FPS = 24.0
-
-
-def shot(seed: int, count: int, side: int = 64) -> np.ndarray:
-    """A smooth coloured texture that pans, with a bright square crossing it: a shot with two kinds of motion."""
-    rng = np.random.default_rng(seed)
-    colour = rng.uniform(40, 200, 3)
-    phase = rng.uniform(0, 6, 4)
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32)
-    frames = np.empty((count, side, side, 3), np.float32)
-    for t in range(count):
-        wave = np.sin((x + t) / 5 + phase[0]) + np.sin((y - 0.5 * t) / 6 + phase[1])
-        frames[t] = colour + 22 * wave[..., None]
-        left = 4 + int(t * (side - 20) / count)
-        frames[t, 24:36, left : left + 12] = 255 - colour
-    return frames
+from tests.curate.films import FPS, save, shot
 
 
 def black(count: int) -> np.ndarray:
@@ -34,11 +17,6 @@ def black(count: int) -> np.ndarray:
 
 def fade(frames: np.ndarray, start: float, end: float) -> np.ndarray:
     return frames * np.linspace(start, end, len(frames))[:, None, None, None]
-
-
-def save(path: Path, *parts: np.ndarray) -> Path:
-    write_video(path, np.concatenate(parts).clip(0, 255).astype(np.uint8), FPS)
-    return path
 
 
 def spans(path: Path) -> list[tuple[int, int, str]]:
@@ -82,7 +60,7 @@ def test_short_shots_are_dropped_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_long_shots_are_cut_into_equal_pieces(tmp_path: Path) -> None:
-    clips = split_video(save(tmp_path / "a.mp4", shot(1, 100)), SplitConfig(max_seconds=1.5))
+    clips = split_video(save(tmp_path / "a.mp4", shot(1, 100)), Split(max_seconds=1.5))
     assert [c.num_frames for c in clips] == [33, 34, 33]
     assert clips[1].start_time == pytest.approx(33 / 24)
 
@@ -94,37 +72,6 @@ def test_ids_depend_on_content_not_on_names(tmp_path: Path) -> None:
     assert [c.id for c in split_video(video)] == [c.id for c in split_video(copy)]
     other = save(tmp_path / "c.mp4", shot(1, 40), shot(3, 30))
     assert {c.id for c in split_video(video)}.isdisjoint(c.id for c in split_video(other))
-
-
-def test_cut_clips_hold_exactly_their_frames(tmp_path: Path) -> None:
-    video = save(tmp_path / "a.mp4", shot(1, 40), shot(2, 30))
-    source, _ = read_video(video)
-    clips = cut_clips(split_video(video), tmp_path / "data")
-    assert len(clips) == 2
-    for clip in clips:
-        frames, fps = read_video(tmp_path / "data" / str(clip.path))
-        assert fps == FPS
-        assert frames.shape == (clip.num_frames, 64, 64, 3)
-        expected = source[clip.start_frame : clip.end_frame].astype(float)
-        assert np.abs(frames - expected).mean() < 2.0
-        # The neighbouring frame is further away, so the span is right to the frame.
-        assert np.abs(frames[1:] - expected[1:]).mean() < np.abs(frames[1:] - expected[:-1]).mean()
-
-
-def test_clip_files_that_exist_are_kept(tmp_path: Path) -> None:
-    clips = split_video(save(tmp_path / "a.mp4", shot(1, 30)))
-    path = tmp_path / str(cut_clips(clips, tmp_path)[0].path)
-    before = path.stat().st_mtime_ns
-    cut_clips(clips, tmp_path)
-    assert path.stat().st_mtime_ns == before
-
-
-def test_a_source_that_shrank_is_noticed(tmp_path: Path) -> None:
-    video = save(tmp_path / "a.mp4", shot(1, 40))
-    clips = split_video(video)
-    save(video, shot(1, 20))
-    with pytest.raises(UserError, match="changed since"):
-        cut_clips(clips, tmp_path / "data")
 
 
 def test_a_missing_or_unreadable_source_is_one_sentence(tmp_path: Path) -> None:
@@ -153,7 +100,7 @@ def test_every_shot_of_raw_footage_is_found(tmp_path: Path) -> None:
     found = split_video(tmp_path / "raw.mp4")
     assert {"cut", "fade"} <= {s.transition for s in truth.shots}
     assert len(found) == len(truth.shots)
-    for clip, shot in zip(found, truth.shots, strict=True):
+    for clip, true in zip(found, truth.shots, strict=True):
         assert clip.dropped is None
-        assert abs(clip.start_frame - shot.clear_start) <= (0 if shot.transition in ("start", "cut") else 4)
-        assert abs(clip.end_frame - shot.clear_end) <= 4
+        assert abs(clip.start_frame - true.clear_start) <= (0 if true.transition in ("start", "cut") else 4)
+        assert abs(clip.end_frame - true.clear_end) <= 4

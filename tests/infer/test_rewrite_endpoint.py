@@ -177,7 +177,7 @@ def test_a_server_that_hangs_is_left_in_time(reply: Reply) -> None:
 def test_waits_double(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     clock = SimpleNamespace(sleep=waits.append, monotonic=time.monotonic)
-    monkeypatch.setattr("openhunyuan.infer.rewrite.endpoint.time", clock)
+    monkeypatch.setattr("openhunyuan.base.chat.time", clock)
     with serving(status(500)) as server, pytest.raises(RewriteError):
         endpoint(server.url, retries=3, backoff=1.0).ask(HELLO)
     assert waits == [1.0, 2.0, 4.0]

@@ -184,6 +184,7 @@ def _optional() -> list[Finding]:
         "tensorboard": "train",
         "scenedetect-headless": "curate",
         "opencv-python-headless": "curate",
+        "pyarrow": "curate",
         "diffusers": "dev",
     }
     found = []

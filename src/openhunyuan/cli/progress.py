@@ -1,7 +1,9 @@
-"""Making files with a progress bar: shared by ``generate`` and ``replay``."""
+"""Progress bars on stderr: files being made (``generate``, ``replay``), and the steps of a longer job."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,3 +54,28 @@ def make_files(pipe: Pipeline, request: Request, paths: list[Path]) -> None:
     finally:
         for path in finished:
             print(path, flush=True)
+
+
+@contextmanager
+def step_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each step of a job; the value is called with (step, done, in all) and shows it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console(stderr=True), redirect_stdout=False) as bar:
+        tasks = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if total and step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            if total:
+                bar.update(tasks[step], completed=done, total=total)
+
+        yield show

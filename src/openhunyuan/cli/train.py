@@ -23,6 +23,12 @@ class TrainOptions(Record):
         "runs", description="Directory of the runs; a recipe finds what it needs in its siblings here."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
+    data: str | None = Field(
+        None,
+        description="For tiny-video: train the embedded model further on the latents of this folder "
+        "(openhunyuan encode), instead of the recipe's own data.",
+    )
+    steps: int = Field(300, ge=1, description="With --data: training steps.")
     threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
 
 
@@ -45,6 +51,8 @@ def run(args: Sequence[str]) -> int:
         raise UserError(unknown("recipe", name, RECIPES))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
     recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
+    if options.data is not None:
+        return _train_on_data(name, options, Path(options.data), runs_dir)
     missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
     if missing:
         raise UserError(
@@ -56,4 +64,19 @@ def run(args: Sequence[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
+    return 0
+
+
+def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path) -> int:
+    if name != "tiny-video":
+        raise UserError(f"Only the recipe tiny-video takes --data; {name} makes its own.")
+    check_folder(runs_dir)
+    from openhunyuan.recipes import own_data
+
+    own_data.check_latents(data)
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(own_data.train(data, runs_dir, options.steps, pick_device(options.device)))
     return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 from pydantic import Field, JsonValue, model_validator
@@ -26,6 +27,18 @@ class Drop(Record):
     score: float | None = None
 
 
+class Decision(Record):
+    """What one filter said about a clip: the score it looked at, its value, and the limits. Every filter's answer is
+    kept, not only that of the first one that failed. `value` is None where the score could not be had; `allowed` is
+    in words, as "at least 0.5"."""
+
+    filter: str
+    score: str
+    value: float | None
+    allowed: str
+    passed: bool
+
+
 class ClipCaption(Record):
     """One caption of a clip. `captioner` names what wrote it ("truth", a model name); `text` is the plain prompt;
     `fields` the structured caption as JSON (the seven fields of report section 3.2), where there is one."""
@@ -38,9 +51,14 @@ class ClipCaption(Record):
 class Clip(Record):
     """A span of a source video.
 
-    Frames count from 0 and the span is half open: [start_frame, end_frame). Times are in seconds of the source.
+    Frames count from 0 and the span is half open: [start_frame, end_frame). `start_pts` and `end_pts` are the same
+    span in units of `time_base` seconds, exact, and `rate` the exact frames a second; `fps` is `rate` as a number.
     `transition` says how the clip begins: "start" of the video, a "cut", or a "fade" (any gradual transition).
-    `path` is the clip's own mp4, relative to the data folder, once it has been cut out.
+    `height` and `width` are of the display frame (upright, square pixels).
+
+    Once it has been cut out: `path` is the clip's own mp4, relative to the data folder, `sha256` the hash of its bytes,
+    `first_frame` the frame of the span with which it begins, `file_frames` how many it has, `crop` the part of the
+    display frame that it shows (left, top, right, bottom; None: all of it); `height` and `width` are then the file's.
     """
 
     id: str
@@ -51,12 +69,24 @@ class Clip(Record):
     fps: float = Field(gt=0)
     height: int = Field(gt=0)
     width: int = Field(gt=0)
+    rate: str | None = None
+    start_pts: int | None = None
+    end_pts: int | None = None
+    time_base: str | None = None
     transition: str = "start"
     path: str | None = None
+    sha256: str | None = None
+    first_frame: int = Field(default=0, ge=0)
+    file_frames: int | None = None
+    crop: tuple[int, int, int, int] | None = None
     captions: tuple[ClipCaption, ...] = ()
     camera: str | None = None
     tags: tuple[str, ...] = ()
     scores: dict[str, float] = Field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
+    duplicate_of: str | None = None
+    concept: int | None = None
+    weight: float | None = None
     dropped: Drop | None = None
 
     @model_validator(mode="after")
@@ -67,16 +97,21 @@ class Clip(Record):
 
     @property
     def num_frames(self) -> int:
-        return self.end_frame - self.start_frame
+        """Frames of the clip's file; of the span as long as it has none."""
+        return self.file_frames if self.file_frames is not None else self.end_frame - self.start_frame
 
     @property
     def start_time(self) -> float:
-        """Seconds from the start of the source."""
+        """Seconds from the start of the source: exact where the timestamps are known, else by the frame rate."""
+        if self.start_pts is not None and self.time_base:
+            return float(self.start_pts * Fraction(self.time_base))
         return self.start_frame / self.fps
 
     @property
     def end_time(self) -> float:
         """Seconds from the start of the source; the end of the last frame."""
+        if self.end_pts is not None and self.time_base:
+            return float(self.end_pts * Fraction(self.time_base))
         return self.end_frame / self.fps
 
     def drop(self, stage: str, reason: str, score: float | None = None) -> Clip:

@@ -14,125 +14,172 @@ Frames inside a gradual transition, and black frames, belong to no clip.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.record import Record
 from openhunyuan.base.require import require
-from openhunyuan.base.video import iter_video, read_video, write_video
 from openhunyuan.curate.clip import Clip, clip_id, file_sha256
+from openhunyuan.curate.footage import Footage, Media, is_variable
+from openhunyuan.curate.stage import Stage
 
 STAGE = "split"
 THUMB = 16  # side of the thumbnails on which gradual transitions are judged
-ANALYSIS_SIDE = 256  # frames are reduced to at most this height before cuts are looked for
+ANALYSIS_SIDE = 448  # frames are reduced to at most this longer side before cuts are looked for
+
+WHOLE = 0.9
+"""Share of the frames a container promises that must decode; edit lists may hide a few."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class SplitConfig:
-    """Thresholds of the shot split.
+class Split(Stage):
+    """Thresholds of the shot split."""
 
-    min_seconds: shorter shots are recorded as dropped. max_seconds: longer shots are cut into equal pieces no longer
-    than this (None: kept whole). adaptive_threshold, window_width: of PySceneDetect's AdaptiveDetector, at the
-    values its own benchmark found best. min_content: smallest mean change (0..255, over hue, saturation and
-    brightness) that counts as a cut. fade_seconds: length of the window in which a gradual transition is looked for.
+    name: ClassVar[str] = STAGE
+    version: ClassVar[int] = 2
+
+    min_seconds: float = Field(default=0.6, ge=0, description="Shorter shots are recorded as dropped.")
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="Longer shots are cut into equal pieces no longer than this; None: kept whole."
+    )
+    adaptive_threshold: float = Field(
+        default=3.5, gt=0, description="Of PySceneDetect's AdaptiveDetector, at the value its own benchmark found best."
+    )
+    window_width: int = Field(default=3, ge=1, description="Of the same detector: frames on each side.")
+    min_content: float = Field(
+        default=12.0,
+        ge=0,
+        description="Smallest mean change (0..255, over hue, saturation and brightness) that counts as a cut.",
+    )
+    fade_seconds: float = Field(
+        default=0.25, gt=0, description="Length of the window in which a gradual transition is looked for."
+    )
+
+
+class Span(Record):
+    """One shot or piece of a shot, in frames and in units of the time base; end exclusive."""
+
+    start_frame: int
+    end_frame: int
+    start_pts: int | None
+    end_pts: int | None
+    transition: str
+
+
+class Shots(Record):
+    """What the split found out about a source: its container's facts, its frames' times, its shots."""
+
+    media: Media
+    time_base: str
+    num_frames: int
+    variable: bool = Field(description="Whether the frames come at uneven times.")
+    spans: tuple[Span, ...]
+
+
+def find_shots(path: Path | str, config: Split | None = None) -> Shots:
+    """The shots of a video file, in order.
+
+    Raises UserError when the file cannot be read as video, or when PySceneDetect or OpenCV is not installed.
     """
+    path, config = Path(path), config or Split()
+    with Footage(path) as footage:
+        media, time_base, rate = footage.media, footage.time_base, Fraction(footage.media.rate)
+        pts: list[int | None] = []
 
-    min_seconds: float = 0.6
-    max_seconds: float | None = None
-    adaptive_threshold: float = 3.5
-    window_width: int = 3
-    min_content: float = 12.0
-    fade_seconds: float = 0.25
+        def pictures() -> Iterable[np.ndarray]:
+            for frame in footage.frames():
+                pts.append(frame.pts)
+                yield frame.rgb(ANALYSIS_SIDE)
 
-    def __post_init__(self) -> None:
-        if self.min_seconds < 0 or self.fade_seconds <= 0 or (self.max_seconds is not None and self.max_seconds <= 0):
-            raise UserError("Shot lengths and the fade window are in seconds and must be positive.")
+        cuts, thumbs = _scan(pictures(), float(rate), config)
+        if len(pts) < WHOLE * footage.promised:
+            raise UserError(f"{path} is cut off: {len(pts)} of its {footage.promised} frames can be decoded.")
+    window = max(4, 2 * round(config.fade_seconds * float(rate) / 2))
+    shots = shots_between(len(thumbs), cuts, gradual_spans(thumbs, window))
+    step = round(1 / rate / time_base)
+    ends: list[int | None] = [*pts, None if pts[-1] is None else pts[-1] + step]
+    spans = [
+        Span(
+            start_frame=a,
+            end_frame=b,
+            start_pts=ends[a],
+            end_pts=ends[b],
+            transition=transition if piece == 0 else "cut",
+        )
+        for start, end, transition in shots
+        for piece, (a, b) in enumerate(_pieces(start, end, float(rate), config.max_seconds))
+    ]
+    log.info("%s: %d frames, %d shots", path.name, len(thumbs), len(shots))
+    return Shots(
+        media=media,
+        time_base=f"{time_base.numerator}/{time_base.denominator}",
+        num_frames=len(pts),
+        variable=is_variable(pts, rate, time_base),
+        spans=tuple(spans),
+    )
 
 
-def split_video(path: Path | str, config: SplitConfig | None = None) -> list[Clip]:
+def clips_of(path: Path | str, source_sha256: str, shots: Shots, min_seconds: float) -> list[Clip]:
+    """The spans as clips without files; too short ones are marked as dropped."""
+    clips = []
+    for span in shots.spans:
+        clip = Clip(
+            id=clip_id(source_sha256, span.start_frame, span.end_frame),
+            source=str(path),
+            source_sha256=source_sha256,
+            start_frame=span.start_frame,
+            end_frame=span.end_frame,
+            start_pts=span.start_pts,
+            end_pts=span.end_pts,
+            time_base=shots.time_base,
+            rate=shots.media.rate,
+            fps=float(Fraction(shots.media.rate)),
+            height=shots.media.height,
+            width=shots.media.width,
+            transition=span.transition,
+            tags=source_tags(shots.media, shots.variable),
+        )
+        seconds = clip.end_time - clip.start_time
+        if seconds < min_seconds:
+            clip = clip.drop(STAGE, f"shorter than {min_seconds:g} s", round(seconds, 3))
+        clips.append(clip)
+    return clips
+
+
+def source_tags(media: Media, variable: bool) -> tuple[str, ...]:
+    """Words about where a clip comes from that the container alone decides."""
+    short = min(media.height, media.width)
+    step = max((line for line in (144, 240, 360, 540, 720, 1080, 2160) if line <= short), default=None)
+    tags = [
+        "landscape" if media.width > media.height else "portrait" if media.width < media.height else "square",
+        f"{step}p" if step else "below 144p",
+        media.codec,
+    ]
+    tags += ["variable frame rate"] if variable else []
+    tags += [f"{media.bits} bit"] if media.bits > 8 else []
+    tags += ["hdr"] if media.transfer != "sdr" else []
+    return tuple(tags)
+
+
+def split_video(path: Path | str, config: Split | None = None) -> list[Clip]:
     """The shots of a video file in order, as clips without files; too short ones are marked as dropped.
 
     Raises UserError when the file cannot be read as video, or when PySceneDetect or OpenCV is not installed.
     """
-    path, config = Path(path), config or SplitConfig()
-    first, fps = read_video(path, max_frames=1)
-    height, width = first.shape[1:3]
-    cuts, thumbs = _scan(iter_video(path), fps, config)
-    window = max(4, 2 * round(config.fade_seconds * fps / 2))
-    shots = shots_between(len(thumbs), cuts, gradual_spans(thumbs, window))
-
-    source_sha256 = file_sha256(path)
-    clips = []
-    for start, end, transition in shots:
-        for piece, (a, b) in enumerate(_pieces(start, end, fps, config.max_seconds)):
-            clip = Clip(
-                id=clip_id(source_sha256, a, b),
-                source=str(path),
-                source_sha256=source_sha256,
-                start_frame=a,
-                end_frame=b,
-                fps=fps,
-                height=height,
-                width=width,
-                transition=transition if piece == 0 else "cut",
-            )
-            seconds = clip.end_time - clip.start_time
-            if seconds < config.min_seconds:
-                clip = clip.drop(STAGE, f"shorter than {config.min_seconds:g} s", round(seconds, 3))
-            clips.append(clip)
-    log.info("%s: %d frames, %d shots", path.name, len(thumbs), len(shots))
-    return clips
+    config = config or Split()
+    shots = find_shots(path, config)
+    return clips_of(path, file_sha256(Path(path)), shots, config.min_seconds)
 
 
-def cut_clips(clips: Sequence[Clip], folder: Path | str, crf: int = 12) -> list[Clip]:
-    """Write each kept clip as its own mp4, `clips/<id>.mp4` under `folder`, frame-exact by decode and encode.
-
-    The clips must all be of one source. A file that is already there is kept: its name is a hash of its content.
-    An odd last row or column is cropped, because H.264 4:2:0 needs even sizes. Returns the clips with `path` set.
-    """
-    folder = Path(folder)
-    if len({clip.source for clip in clips}) > 1:
-        raise ValueError("cut_clips takes the clips of one source video at a time")
-    result = [c if c.dropped else c.model_copy(update={"path": f"clips/{c.id}.mp4"}) for c in clips]
-    wanted = sorted(
-        (c for c in result if c.path and not (folder / c.path).is_file()), key=lambda c: (c.start_frame, c.end_frame)
-    )
-    if not wanted:
-        return result
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
-    for clip, frames in _spans(iter_video(wanted[0].source), wanted):
-        even = frames[:, : clip.height // 2 * 2, : clip.width // 2 * 2]
-        write_video(folder / str(clip.path), even, clip.fps, metadata={"clip": clip.id}, crf=crf)
-    return result
-
-
-def _spans(frames: Iterable[np.ndarray], clips: Sequence[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
-    """Collect the frames [T, H, W, 3] of each clip from one pass; clips are sorted by start and may overlap."""
-    open_clips: list[tuple[Clip, list[np.ndarray]]] = []
-    waiting = list(clips)
-    for number, frame in enumerate(frames):
-        while waiting and waiting[0].start_frame == number:
-            open_clips.append((waiting.pop(0), []))
-        for _, collected in open_clips:
-            collected.append(frame)
-        for clip, collected in [o for o in open_clips if o[0].end_frame == number + 1]:
-            yield clip, np.stack(collected)
-        open_clips = [o for o in open_clips if o[0].end_frame > number + 1]
-        if not waiting and not open_clips:
-            return
-    missing = [clip.id for clip, _ in open_clips] + [clip.id for clip in waiting]
-    if missing:
-        raise UserError(f"{clips[0].source} ended before clip {missing[0]} did; it has changed since it was split.")
-
-
-def _scan(frames: Iterable[np.ndarray], fps: float, config: SplitConfig) -> tuple[list[int], np.ndarray]:
+def _scan(frames: Iterable[np.ndarray], fps: float, config: Split) -> tuple[list[int], np.ndarray]:
     """One pass over the video: (frame numbers that begin a new shot by a hard cut, thumbnails [T, 16, 16, 3])."""
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
     detectors: Any = require("scenedetect.detectors", extra="curate", package="scenedetect-headless")
@@ -148,10 +195,8 @@ def _scan(frames: Iterable[np.ndarray], fps: float, config: SplitConfig) -> tupl
     padding = config.window_width
     last = None
     for number, frame in enumerate(frames):
-        scale = min(1.0, ANALYSIS_SIDE / frame.shape[0])
-        small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
-        thumbs.append(cv2.resize(small, (THUMB, THUMB), interpolation=cv2.INTER_AREA))
-        last = np.ascontiguousarray(small[:, :, ::-1])
+        thumbs.append(cv2.resize(frame, (THUMB, THUMB), interpolation=cv2.INTER_AREA))
+        last = np.ascontiguousarray(frame[:, :, ::-1])
         cuts += detector.process_frame(common.FrameTimecode(number, fps), last)
     # The detector decides `window_width` frames late; repeating the last frame lets it decide about the end too.
     for number in range(len(thumbs), len(thumbs) + padding if last is not None else 0):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -157,6 +157,36 @@ def write_index(folder: Path, shards: Sequence[str], provenance: dict[str, Any] 
         "provenance": provenance or {},
     }
     write_atomic(folder / INDEX_NAME, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+
+
+def remove_samples(folder: Path, gone: Callable[[dict[str, Any]], bool]) -> int:
+    """Take the samples whose metadata says so out of a latent dataset; returns how many went.
+
+    A shard that changes loses its key, so that encoding makes it again from the clips that are left; one that becomes
+    empty goes, and so does the index of a dataset that becomes empty. A folder that is no dataset is left alone.
+    """
+    try:
+        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        return 0
+    removed, names = 0, []
+    for entry in index["shards"]:
+        path = folder / entry["file"]
+        samples = read_shard(path)
+        left = [sample for sample in samples if not gone(sample.metadata)]
+        removed += len(samples) - len(left)
+        if left and len(left) < len(samples):
+            write_shard(path, left)
+        elif not left:
+            path.unlink()
+        names += [entry["file"]] if left else []
+    if removed and names:
+        write_index(folder, names, index["provenance"])
+    elif not names:
+        (folder / INDEX_NAME).unlink()
+    return removed
 
 
 class ShardWriter:

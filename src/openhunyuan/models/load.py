@@ -110,6 +110,14 @@ class LoadedModel:
             strings=self.strings,
         )
 
+    def weights_name(self) -> str:
+        """Identifies what makes latents and text states (hashes of the VAE's and the text encoders' weights)."""
+        names = [self.spec.name]
+        for place in (self.files.vae, self.files.text_encoder, self.files.text_encoder_2):
+            weights = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
+            names += [file_sha256(file)[:16] for file in weights]
+        return "-".join(names)
+
     def free_text(self) -> None:
         """Give the text encoders' memory back; they are read again when they are next used."""
         if self.__dict__.pop("text", None) is not None and self.device.type == "cuda":

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from openhunyuan.base.chat import is_refusal, json_object, without_thought
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.caption.camera import camera_phrase
@@ -18,13 +19,6 @@ MAX_CHARACTERS = 20_000
 
 _PARTS = ("dense", "background", "shot_type", "camera", "lighting", "style", "atmosphere")
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」|『([^』]+)』|«([^»]+)»")
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-_REFUSAL = re.compile(
-    r"\W*(i(['’]m| am)( so| very)? sorry|sorry,|i apologi[sz]e|i (can|could|will|would|must)( ?not|n['’]t)\b"
-    r"|i (can|won)['’]t\b|i(['’]m| am) (unable|not able)|as an ai\b|unable to"
-    r"|(很)?抱歉|对不起|我(无法|不能)|申し訳|すみません|죄송)",
-    re.IGNORECASE,
-)
 
 
 class NotInForm(Exception):
@@ -55,21 +49,21 @@ def read_answer(answer: str, original: str) -> Rewritten:
         NotInForm: no JSON object of the form, too long, not English, or a quoted text of the original is lost.
         RewriteError: a refusal. Asking again would only be refused again.
     """
-    answer = _THOUGHT.sub("", answer).strip()
+    answer = without_thought(answer)
     if not answer:
         raise NotInForm("the answer is empty.")
     if len(answer) > MAX_CHARACTERS:
         raise NotInForm(f"the answer has {len(answer)} characters; a caption needs less than {MAX_CHARACTERS}.")
-    found = _object(answer)
+    found = json_object(answer)
     if found is None:
-        if _REFUSAL.match(answer):
+        if is_refusal(answer):
             raise RewriteError(f"The rewriter refused: {_quote(answer)}")
         raise NotInForm("there is no complete JSON object in the answer.")
     try:
         caption = Caption(**_values(found))
     except UserError as error:
         raise NotInForm(f"{str(error).rstrip('.')}.") from None
-    if _REFUSAL.match(caption.dense):
+    if is_refusal(caption.dense):
         raise RewriteError(f"The rewriter refused: {_quote(caption.dense)}")
     text = assemble_prompt(caption)
     _check(text, original)
@@ -112,18 +106,6 @@ def _check(text: str, original: str) -> None:
     # Names such as "Café Zürich" are Latin letters too; another script outside quotes is an answer not translated.
     if sum(ord(letter) > 0x24F for letter in letters) > 0.05 * max(len(letters), 1):
         raise NotInForm("the values must be English; only quoted words may be in another script.")
-
-
-def _object(answer: str) -> dict[str, Any] | None:
-    """The first JSON object in a text, whatever stands around it (code fences, remarks)."""
-    decoder = json.JSONDecoder(strict=False)
-    for match in re.finditer(r"\{", answer):
-        try:
-            value, _ = decoder.raw_decode(answer, match.start())
-        except (ValueError, RecursionError):
-            continue
-        return value
-    return None
 
 
 def _values(found: dict[str, Any]) -> dict[str, Any]:

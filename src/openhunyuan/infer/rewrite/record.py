@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from openhunyuan.base.errors import UserError
+from openhunyuan.base.chat import ChatError
 from openhunyuan.base.record import Record
 
 Mode = Literal["normal", "master"]
 
 
-class RewriteError(UserError):
+class RewriteError(ChatError):
     """The rewriter gave nothing usable: not reachable, too slow, a refusal, an answer that is not in the form.
 
     Args:
@@ -20,8 +20,9 @@ class RewriteError(UserError):
         address: named in the error for the person at the keyboard, and not in the record: videos are passed on.
     """
 
-    def __init__(self, reason: str, address: str | None = None) -> None:
-        super().__init__(reason.replace("The rewriter", f"The rewriter at {address}", 1) if address else reason)
+    def __init__(self, reason: str, address: str | None = None, refused: bool = False) -> None:
+        named = reason.replace("The rewriter", f"The rewriter at {address}", 1) if address else reason
+        super().__init__(named, refused)
         self.reason = " ".join(reason.split())
 
 

@@ -1,0 +1,102 @@
+"""The captioner that says only what was measured: colours, light, contrast, how much moves, whether the camera stands.
+
+It names no object, no place and no action, because nothing here looked for any. Its captions are poor and true. The
+scores come from the measures of `curate`; what was not measured is left out.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.caption.captioner import Captioned, Captioner, Item
+from openhunyuan.caption.schema import Caption
+
+_HUES = ((15, "red"), (42, "orange"), (70, "yellow"), (165, "green"), (200, "cyan"), (255, "blue"), (315, "purple"))
+
+STILL_CAMERA = 0.3
+"""Per cent of the diagonal a second below which the camera is called static."""
+
+
+class Measured(Captioner):
+    """Captions from scores alone; needs no model and no frame."""
+
+    name: ClassVar[str] = "measured"
+    version: ClassVar[int] = 1
+
+    def caption(self, item: Item) -> Captioned:
+        caption = measured_caption(item.scores, item.palette)
+        text = caption.dense
+        return Captioned(caption=caption, text=text)
+
+
+def measured_caption(scores: Mapping[str, float], palette: Sequence[float]) -> Caption:
+    """A caption from the scores of a clip and its palette (red, green, blue, share, and so on).
+
+    Raises UserError when nothing that could be said was measured.
+    """
+    colours = colour_names(palette)
+    light = _band(scores.get("quality.brightness"), ((50, "dark"), (90, "dim"), (170, ""), (256, "bright")))
+    contrast = _band(scores.get("quality.contrast"), ((60, "low contrast"), (180, ""), (256, "high contrast")))
+    colourful = _band(scores.get("quality.colourfulness"), ((8, "colourless"), (60, ""), (1e9, "colourful")))
+    moving = _band(
+        scores.get("motion.speed"), ((1, "almost no motion"), (4, "slow motion"), (15, "motion"), (1e9, "fast motion"))
+    )
+    camera = None
+    if scores.get("motion.camera_speed", 1e9) < STILL_CAMERA and scores.get("motion.subject_speed", 0) > STILL_CAMERA:
+        camera = "static"
+    if not colours and not light and not moving:
+        raise UserError("nothing was measured that a caption could say")
+    kind = " ".join(word for word in (light, colourful) if word)
+    short = f"{_article(kind or 'video')} {kind + ' ' if kind else ''}video"
+    if colours:
+        short += f" in {_and(colours)}"
+    dense = short + (f", with {moving}" if moving else "") + (f" and {contrast}" if contrast and moving else "")
+    if camera:
+        dense += ", the camera is static"
+    return Caption(
+        short=short,
+        dense=dense,
+        lighting=f"{light} picture" if light else "",
+        atmosphere="",
+        camera=camera,
+    )
+
+
+def colour_names(palette: Sequence[float], most: int = 3) -> list[str]:
+    """Plain names of a palette's colours, commonest first, each once."""
+    names: dict[str, float] = {}
+    for i in range(0, len(palette), 4):
+        name = colour_name(*palette[i : i + 3])
+        names[name] = names.get(name, 0.0) + palette[i + 3]
+    return sorted(names, key=lambda name: -names[name])[:most]
+
+
+def colour_name(red: float, green: float, blue: float) -> str:
+    """A basic colour term for a colour, levels 0..255."""
+    hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
+    if light < 0.12:
+        return "black"
+    if light > 0.92:
+        return "white"
+    # Near black and white, HLS calls traces of colour saturated; chroma does not.
+    if (max(red, green, blue) - min(red, green, blue)) < 28 or saturation < 0.12:
+        return "dark gray" if light < 0.35 else "light gray" if light > 0.7 else "gray"
+    name = next((word for limit, word in _HUES if hue * 360 < limit), "pink" if light > 0.6 else "red")
+    if name == "orange" and light < 0.4:
+        name = "brown"
+    return f"dark {name}" if light < 0.28 and name != "brown" else name
+
+
+def _band(value: float | None, limits: Sequence[tuple[float, str]]) -> str:
+    return "" if value is None else next(word for limit, word in limits if value < limit)
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,159 @@
+"""Cutting clips out: frame-exact, cropped, upright, at an even frame rate, into the content-addressed store.
+
+Clips are decoded and encoded again, never copied at key frames, so that a file holds exactly its frames. A source whose
+frames come at uneven times is brought to its average rate: each output frame is the one that was on screen at its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.record import Record
+from openhunyuan.base.video import write_frames
+from openhunyuan.curate.footage import Footage, Frame
+from openhunyuan.curate.stage import Stage
+from openhunyuan.curate.tables import store_file
+
+
+class Cut(Stage):
+    """How clips are encoded."""
+
+    name: ClassVar[str] = "cut"
+    version: ClassVar[int] = 1
+
+    crf: int = Field(default=12, ge=0, le=51, description="x264 quality of clip files: 0 is lossless, 51 the worst.")
+
+
+class Piece(Record):
+    """What is to be cut out of a source: frames [start, end) and the crop of the display frame (left, top, right,
+    bottom). `clip` is the clip's id."""
+
+    clip: str
+    start: int
+    end: int
+    crop: tuple[int, int, int, int]
+    start_pts: int | None = None
+    end_pts: int | None = None
+    even: bool = Field(default=True, description="Whether the source's frames come at even times.")
+
+    @property
+    def key(self) -> str:
+        """Address of the piece's file in the table of cuts."""
+        return f"{self.clip}-{self.start}-{self.end}-{'-'.join(map(str, self.crop))}"
+
+
+class CutFile(Record):
+    """The file that was made: its hash, size and length."""
+
+    sha256: str
+    frames: int
+    height: int
+    width: int
+
+
+def cut_pieces(
+    source: Path | str,
+    pieces: Sequence[Piece],
+    data: Path | str,
+    config: Cut,
+    on_file: Callable[[Piece, CutFile], None] | None = None,
+) -> dict[str, CutFile]:
+    """Write the pieces of one source into the store of `data`; returns the files by the pieces' keys.
+
+    Pieces that begin while another is being written wait for a second pass: memory stays at a few frames.
+    Raises UserError when the source ends before a piece does.
+    """
+    data = Path(data)
+    made: dict[str, CutFile] = {}
+    waiting = sorted(pieces, key=lambda piece: (piece.start, piece.end))
+    while waiting:
+        later: list[Piece] = []
+        with Footage(source) as footage:
+            frames = footage.frames()
+            position = 0
+            for piece in waiting:
+                if piece.start < position:
+                    later.append(piece)
+                    continue
+                file = _cut(frames, piece, footage, data, config)
+                position = piece.end
+                made[piece.key] = file
+                if on_file:
+                    on_file(piece, file)
+        waiting = later
+    return made
+
+
+def _cut(frames: Iterator[Frame], piece: Piece, footage: Footage, data: Path, config: Cut) -> CutFile:
+    left, top, right, bottom = piece.crop
+    right, bottom = left + (right - left) // 2 * 2, top + (bottom - top) // 2 * 2  # 4:2:0 needs even sizes
+    if right <= left or bottom <= top:
+        raise UserError(f"Clip {piece.clip} would be smaller than two pixels.")
+    rate = Fraction(footage.media.rate)
+    span = _span(frames, piece)
+    if not piece.even and piece.start_pts is not None and piece.end_pts is not None:
+        span = evenly(span, piece.start_pts, piece.end_pts, rate, footage.time_base)
+    temporary = data / ".work" / f"{piece.key}.mp4"
+    count = write_frames(
+        temporary,
+        (frame.rgb()[top:bottom, left:right] for frame in span),
+        rate,
+        metadata={"clip": piece.clip},
+        crf=config.crf,
+        repeatable=True,
+    )
+    return CutFile(sha256=store_file(data, temporary), frames=count, height=bottom - top, width=right - left)
+
+
+def _span(frames: Iterator[Frame], piece: Piece) -> Iterator[Frame]:
+    """The piece's frames; leaves `frames` just behind them."""
+    number = -1
+    for frame in frames:
+        number = frame.number
+        if number >= piece.start:
+            yield frame
+        if number + 1 == piece.end:
+            return
+    raise UserError(f"The source of clip {piece.clip} ended at frame {number + 1}; it has changed since it was split.")
+
+
+def evenly(frames: Iterator[Frame], start: int, end: int, rate: Fraction, time_base: Fraction) -> Iterator[Frame]:
+    """Frames at uneven times → frames at `rate`: at each output time, the one whose time is nearest below it.
+
+    start, end: times of the span in units of `time_base`. A frame may repeat, and one may be left out.
+    """
+    step = 1 / (rate * time_base)  # units of the time base between two output frames
+    total = max(1, round((end - start) / step))
+    shown: Frame | None = None
+    done = 0
+    for frame in frames:
+        while done < total and shown is not None and frame.pts is not None and start + done * step < frame.pts:
+            yield shown
+            done += 1
+        shown = frame
+    while done < total and shown is not None:
+        yield shown
+        done += 1
+
+
+def whole(width: int, height: int) -> tuple[int, int, int, int]:
+    """The crop that leaves everything."""
+    return (0, 0, width, height)
+
+
+def crop_pixels(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
+    """A box in shares of the picture (left, top, right, bottom) → pixels, rounded inwards."""
+    left, top, right, bottom = np.asarray(box, dtype=float)
+    return (
+        int(np.ceil(left * width - 1e-6)),
+        int(np.ceil(top * height - 1e-6)),
+        int(np.floor(right * width + 1e-6)),
+        int(np.floor(bottom * height + 1e-6)),
+    )

@@ -1,0 +1,211 @@
+"""Near-duplicates: clips that show the same thing, found by their fingerprints; of each group the best is kept.
+
+Two clips are duplicates when what they look like and what happens in them agree, whichever of them was re-encoded,
+cropped a little, brightened, mirrored or given subtitles:
+
+- look: the mean thumbnails differ little, where the worst quarter of the picture (a caption, a logo) does not count;
+- event: the thumbnails' changes over time are correlated. The comparison tries a mirrored picture, a picture cropped
+  by a few per cent, and spans that begin or end a little earlier or later (a fade takes frames away).
+
+Every clip is compared with every other by one matrix product of the mean thumbnails; the rest runs on what is near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+from pydantic import Field
+
+from openhunyuan.base.record import Record
+
+NEAR = 24.0
+"""Root mean square distance (Lab) of mean thumbnails up to which a pair is looked at closely."""
+
+STILL = 1.0
+"""Root mean square change over time (Lab) below which nothing happens in a clip."""
+
+FAINT = 2.5
+"""The same below which little happens, and what happens is partly noise."""
+
+_BLOCK = 2048
+_ZOOMS = (1.0, 1.07, 1 / 1.07)
+_SHIFTS = tuple(product((-0.8, -0.4, 0.0, 0.4, 0.8), repeat=2))  # moments by which start and end are moved
+
+
+class Duplicates(Record):
+    """Thresholds of the comparison."""
+
+    look: float = Field(default=4.0, gt=0, description="Largest distance (Lab) of mean pictures, worst quarter out.")
+    event: float = Field(default=0.95, gt=0, le=1, description="Smallest correlation of the changes over time.")
+    faint_event: float = Field(default=0.75, gt=0, le=1, description="The same where little changes.")
+    still_look: float = Field(default=3.0, gt=0, description="For stills: largest distance (Lab) of the mean pictures.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A clip to compare: thumbs float32 [M, S, S, 3] in Lab, and what makes it better than its duplicates (larger is
+    better; the first of equals is kept)."""
+
+    id: str
+    thumbs: np.ndarray
+    worth: tuple[float, ...]
+
+
+def duplicates_of(candidates: Sequence[Candidate], config: Duplicates) -> dict[str, str]:
+    """Clip → the better clip that it is a duplicate of. Groups are connected: a duplicate's duplicate belongs too."""
+    parent = list(range(len(candidates)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    seen = [described(candidate) for candidate in candidates]
+    for i, j in near_pairs([d.mean for d in seen], NEAR):
+        a, b = root(i), root(j)
+        if a != b and same(seen[i], seen[j], config):
+            parent[max(a, b)] = min(a, b)
+    groups: dict[int, list[int]] = {}
+    for i in range(len(candidates)):
+        groups.setdefault(root(i), []).append(i)
+    kept = {}
+    for members in groups.values():
+        best = max(members, key=lambda i: (candidates[i].worth, -i))
+        kept.update({candidates[i].id: candidates[best].id for i in members if i != best})
+    return kept
+
+
+def near_pairs(means: Sequence[np.ndarray], limit: float) -> list[tuple[int, int]]:
+    """Pairs i < j whose pictures [S, S, 3], or one and the mirror of the other, are at most `limit` apart."""
+    if len(means) < 2:
+        return []
+    x = np.stack([m.ravel() for m in means]).astype(np.float32)
+    mirrored = np.stack([m[:, ::-1].ravel() for m in means]).astype(np.float32)
+    norms = (x**2).sum(axis=1)
+    most = limit**2 * means[0].shape[0] * means[0].shape[1]
+    pairs = []
+    for start in range(0, len(x), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        product_ = np.maximum(x[rows] @ x.T, x[rows] @ mirrored.T)
+        distance = norms[rows, None] + norms[None] - 2 * product_
+        for i, j in zip(*np.nonzero(distance <= most), strict=True):
+            if start + i < j:
+                pairs.append((int(start + i), int(j)))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Described:
+    """A clip's mean thumbnail [S, S, 3], its changes over time [M, S, S, 3], and how large those are."""
+
+    mean: np.ndarray
+    change: np.ndarray
+    energy: float
+
+    def mirrored(self) -> Described:
+        return Described(self.mean[:, ::-1], self.change[:, :, ::-1], self.energy)
+
+    def zoomed(self, factor: float) -> Described:
+        matrix = _resample(self.mean.shape[0], factor)
+        mean = np.einsum("ij,jkc,lk->ilc", matrix, self.mean, matrix)
+        change = np.einsum("ij,tjkc,lk->tilc", matrix, self.change, matrix)
+        return Described(mean, change, self.energy)
+
+
+def described(candidate: Candidate) -> Described:
+    """What the comparison looks at."""
+    mean = candidate.thumbs.mean(axis=0)
+    change = _soft(candidate.thumbs - mean)
+    return Described(mean, change, float(np.sqrt((change**2).sum(axis=-1).mean())))
+
+
+def same(one: Described, other: Described, config: Duplicates) -> bool:
+    """Whether two clips show the same."""
+    still = max(one.energy, other.energy) < STILL
+    event = config.faint_event if min(one.energy, other.energy) < FAINT else config.event
+    if not still and min(one.energy, other.energy) < 0.4 * max(one.energy, other.energy):
+        return False
+    for variant in (other, other.mirrored()):
+        if look_distance(one.mean, variant.mean, 0.75) > 1.5 * config.look:
+            continue
+        for factor in _ZOOMS:
+            zoomed = variant if factor == 1.0 else variant.zoomed(factor)
+            if still:
+                # Pale pictures are all alike: the more there is to see, the more may differ.
+                seen = float(one.mean.reshape(-1, 3).std(axis=0).max())
+                if look_distance(one.mean, zoomed.mean, 1.0) <= min(config.still_look, 0.25 * seen):
+                    return True
+                continue
+            near = look_distance(one.mean, zoomed.mean, 0.75) <= config.look
+            if near and event_correlation(one.change, zoomed.change) >= event:
+                return True
+    return False
+
+
+def look_distance(one: np.ndarray, other: np.ndarray, share: float) -> float:
+    """Mean distance (Lab) of two pictures [S, S, 3] over the nearest `share` of their cells, at one brightness."""
+    gap = one - other
+    # A brighter copy is a copy: up to four levels of lightness are taken out first.
+    gap = gap - np.array([np.clip(np.median(gap[..., 0]), -4.0, 4.0), 0.0, 0.0], np.float32)
+    cells = np.sort(np.linalg.norm(gap, axis=-1).ravel())
+    return float(cells[: max(1, round(share * len(cells)))].mean())
+
+
+def event_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Best correlation of two changes over time [M, S, S, 3] over small moves of start and end.
+
+    The upper three quarters of the picture may speak for all of it: subtitles come and go in the rest.
+    """
+    moments, side = one.shape[:2]
+    x = one.reshape(moments, -1)
+    warped = np.einsum("wmn,nk->wmk", _warps(moments), other.reshape(moments, -1))
+    best = -1.0
+    for width in (x.shape[1], x.shape[1] // side * round(0.75 * side)):  # rows come first: a prefix is the upper part
+        a, b = x[:, :width], warped[:, :, :width]
+        a, b = a - a.mean(axis=0), b - b.mean(axis=1, keepdims=True)
+        # The upper part speaks only where most of the change is in it.
+        if width < x.shape[1] and np.linalg.norm(a) < 0.6 * np.linalg.norm(x):
+            continue
+        sizes = np.linalg.norm(a) * np.linalg.norm(b, axis=(1, 2))
+        products = np.einsum("mk,wmk->w", a, b)
+        best = max(best, float((products / np.maximum(sizes, 1e-9)).max()))
+    return best
+
+
+@lru_cache
+def _warps(moments: int) -> np.ndarray:
+    """float32 [shifts, moments, moments]: the moments read at moved times, linearly, ends held."""
+    matrices = np.zeros((len(_SHIFTS), moments, moments), np.float32)
+    for matrix, (first, last) in zip(matrices, _SHIFTS, strict=True):
+        times = np.clip(np.arange(moments) + np.linspace(first, last, moments), 0, moments - 1)
+        low = np.minimum(times.astype(int), moments - 2)
+        matrix[np.arange(moments), low] = 1 - (times - low)
+        matrix[np.arange(moments), low + 1] += (times - low).astype(np.float32)
+    return matrices
+
+
+def _soft(x: np.ndarray) -> np.ndarray:
+    """x [..., S, S, 3] smoothed over neighbouring cells, so that a shift by part of a cell changes little."""
+    for axis in (-3, -2):
+        padded = np.concatenate([np.take(x, [0], axis), x, np.take(x, [-1], axis)], axis)
+        count = x.shape[axis]
+        x = sum(
+            weight * np.take(padded, np.arange(shift, shift + count), axis)
+            for shift, weight in enumerate((0.25, 0.5, 0.25))
+        )
+    return np.asarray(x, dtype=np.float32)
+
+
+def _resample(side: int, factor: float) -> np.ndarray:
+    """[side, side]: a row of cells magnified about its middle by `factor`, linearly, ends held."""
+    places = np.clip((np.arange(side) + 0.5 - side / 2) / factor + side / 2 - 0.5, 0, side - 1)
+    low = np.minimum(places.astype(int), side - 2)
+    matrix = np.zeros((side, side), np.float32)
+    matrix[np.arange(side), low] = 1 - (places - low)
+    matrix[np.arange(side), low + 1] += (places - low).astype(np.float32)
+    return matrix

@@ -1,0 +1,475 @@
+"""A curation run: a folder of footage and a plan in; clips, tables and a manifest out.
+
+    sources → shots → measures → decisions → cut → manifest
+
+What is known is not computed again. A source is known by the hash of its bytes; its path, size and times only save
+hashing it anew. Shots and cuts are addressed by source and clip, measures by clip, and each by the key of its stage; so
+a renamed file costs nothing, a changed file is another source, a changed parameter runs its own stage again, and a
+changed threshold runs none. Every answer is on disk before the next one is asked for: a run that is killed loses what
+its workers were at.
+
+    data/store/, data/tables/   files and rows (`curate.tables`)
+    data/manifest.jsonl         every clip, dropped ones with stage, reason and score
+    data/drops.jsonl            the drops alone
+    data/funnel.json            how many clips each filter saw and kept
+    data/quarantine.jsonl       sources and clips that could not be read, with the stage and the error
+    data/run.json               the plan: every stage with its key, every threshold
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.curate.analyse import AnalyseJob, analyse, clip_works
+from openhunyuan.curate.clip import Clip, ClipCaption, file_sha256, read_manifest, to_jsonl
+from openhunyuan.curate.concepts import Concepts
+from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
+from openhunyuan.curate.decide import Crop, Filter, Rows, decide
+from openhunyuan.curate.duplicates import Duplicates
+from openhunyuan.curate.engine import Pool
+from openhunyuan.curate.footage import Media
+from openhunyuan.curate.measures.measure import ClipSpan, Measure
+from openhunyuan.curate.split import STAGE as SPLIT
+from openhunyuan.curate.split import Shots, Span, Split, clips_of, find_shots
+from openhunyuan.curate.stage import Outcome, Stage
+from openhunyuan.curate.tables import TABLES, Table, read_rows, stored, sweep, write_atomic
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
+CUT = "cut"
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (step, done, in all)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: a list of stages and what is decided from their scores."""
+
+    split: Split = field(default_factory=Split)
+    measures: tuple[Measure, ...] = ()
+    filters: tuple[Filter, ...] = ()
+    crop: Crop | None = None
+    duplicates: Duplicates | None = None
+    concepts: Concepts | None = None
+    cut: Cut = field(default_factory=Cut)
+
+    def __post_init__(self) -> None:
+        names = [measure.name for measure in self.measures]
+        if len(set(names)) != len(names):
+            raise UserError(f"A plan has each measure once, but it has {', '.join(sorted(names))}.")
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the result, as JSON."""
+        return {
+            "stages": [{**stage.describe(), "key": stage.key} for stage in (self.split, *self.measures, self.cut)],
+            "proxies": {m.name: m.proxy for m in self.measures if m.proxy},
+            "filters": [f.model_dump(mode="json") for f in self.filters],
+            "crop": self.crop and self.crop.model_dump(mode="json"),
+            "duplicates": self.duplicates and self.duplicates.model_dump(mode="json"),
+            "concepts": self.concepts and self.concepts.model_dump(mode="json"),
+        }
+
+
+class Sources(Stage):
+    """Paths and the hashes of their bytes."""
+
+    name: ClassVar[str] = "sources"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A source or clip that a stage could not deal with."""
+
+    source: str
+    stage: str
+    error: str
+    clip: str | None = None
+
+
+@dataclass(frozen=True)
+class FunnelRow:
+    """How many clips a filter saw, and how many it let through."""
+
+    stage: str
+    seen: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Curation:
+    """What a run gave."""
+
+    clips: tuple[Clip, ...]
+    failures: tuple[Failure, ...]
+    funnel: tuple[FunnelRow, ...]
+    sources: int
+    repeated: int
+    forgotten: int
+
+    @property
+    def kept(self) -> list[Clip]:
+        return [clip for clip in self.clips if not clip.dropped]
+
+
+def find_videos(path: Path | str, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
+    """A video file, or all video files below a folder in sorted order. Raises UserError when there is none.
+
+    `on_error` is told of folders that cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    videos = []
+    for folder, _, names in os.walk(path, onerror=on_error, followlinks=True):
+        videos += [Path(folder) / n for n in names if not n.startswith(".") and n.lower().endswith(VIDEO_SUFFIXES)]
+    if not videos:
+        raise UserError(f"No video ({', '.join(VIDEO_SUFFIXES)}) was found at {path}.")
+    return sorted(videos)
+
+
+def curate(
+    raw: Path | str,
+    data: Path | str,
+    plan: Plan,
+    workers: int = 0,
+    timeout: float = 3600.0,
+    retry: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Curation:
+    """Curate a video file or a folder of them into the folder `data`; goes on where an earlier run stopped.
+
+    workers: processes of one thread; 0 works here. timeout: seconds for one source in one step. retry: try again what
+    is quarantined. Raises UserError when there is no footage, or no clip is kept (everything is written before).
+    """
+    raw, data = Path(raw), Path(data)
+    failures: list[Failure] = []
+    videos = find_videos(raw, lambda e: failures.append(Failure(str(e.filename), "find", f"{e.strerror}")))
+    data.mkdir(parents=True, exist_ok=True)
+    sweep(data)
+    run = _Run(data, plan, workers, timeout, retry, on_progress or (lambda *_: None), failures)
+    return run.all(videos)
+
+
+class _Run:
+    def __init__(
+        self,
+        data: Path,
+        plan: Plan,
+        workers: int,
+        timeout: float,
+        retry: bool,
+        progress: OnProgress,
+        failures: list[Failure],
+    ) -> None:
+        self.data, self.plan, self.progress, self.failures = data, plan, progress, failures
+        self.workers, self.timeout, self.retry = workers, timeout, retry
+        self.paths: dict[str, Path] = {}  # hash of a source → where it lies
+
+    def all(self, videos: Sequence[Path]) -> Curation:
+        repeated, forgotten = self._sources(videos)
+        shots = self._shots()
+        clips = [
+            clip
+            for digest, found in shots.items()
+            for clip in clips_of(self.paths[digest], digest, found, self.plan.split.min_seconds)
+        ]
+        rows, errors = self._measures(clips)
+        decided = decide(
+            clips, rows, errors, self.plan.filters, self.plan.crop, self.plan.duplicates, self.plan.concepts
+        )
+        cut = self._cut(decided.clips, shots)
+        result = attach_captions(self.data, cut)
+        funnel = count_funnel(result, (SPLIT, *decided.filters, CUT))
+        curation = Curation(tuple(result), tuple(self.failures), tuple(funnel), len(videos), repeated, forgotten)
+        write_run(self.data, curation, self.plan)
+        if not curation.kept:
+            where = max(funnel, key=lambda row: row.seen - row.kept)
+            why = f"the first unreadable one: {self.failures[0].error}" if self.failures else ""
+            if result:
+                why = f"most of {len(result)} were dropped by {where.stage}"
+            raise UserError(f"No clip was kept of {len(videos)} videos ({why}); see {self.data / 'drops.jsonl'}.")
+        return curation
+
+    def _pool(self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
+        """Results of jobs as they come, with progress."""
+        self.progress(step, 0, len(jobs))
+        for done, result in enumerate(Pool(function, self.workers, self.timeout).map(jobs), start=1):
+            yield result
+            self.progress(step, done, len(jobs))
+
+    def _lacks(self, table: Table, key: str) -> bool:
+        """Whether a table has no answer for a key, or one that is to be tried again."""
+        rows = table.rows().get(key)
+        return rows is None or (self.retry and rows[0]["error"] is not None)
+
+    def _sources(self, videos: Sequence[Path]) -> tuple[int, int]:
+        """Fill `paths`; returns how many sources repeat another one's bytes, and how many are to be forgotten."""
+        table = Table(self.data, Sources())
+        marks = {}
+        for video in videos:
+            try:
+                marks[video] = file_mark(video)
+            except OSError as error:
+                self.failures.append(Failure(str(video), "sources", str(error.strerror)))
+        unknown = [(video, mark) for video, mark in marks.items() if mark not in table.rows()]
+        for result in self._pool("hashing", _hash, unknown):
+            video, mark = result.item
+            if result.error:
+                self.failures.append(Failure(str(video), "sources", result.error))
+            else:
+                table.add([Outcome(mark, ({"path": str(video), "sha256": result.value},))])
+        table.merge()
+        gone = forgotten_sources(self.data)
+        repeated = forgotten = 0
+        for video, mark in marks.items():
+            if mark not in table.rows():
+                continue
+            digest = table.rows()[mark][0]["sha256"]
+            if digest in gone:
+                forgotten += 1
+            elif digest in self.paths:
+                repeated += 1
+            else:
+                self.paths[digest] = video
+        return repeated, forgotten
+
+    def _shots(self) -> dict[str, Shots]:
+        """Shots of every source that could be read, in the order of the sources."""
+        table = Table(self.data, self.plan.split)
+        jobs = [(digest, path) for digest, path in self.paths.items() if self._lacks(table, digest)]
+        for result in self._pool("shots", partial(_find_shots, self.plan.split), jobs):
+            digest, _ = result.item
+            rows = () if result.error else (shots_row(result.value),)
+            table.add([Outcome(digest, rows, error=result.error)])
+        table.merge()
+        found = {}
+        for digest, path in self.paths.items():
+            row = table.rows()[digest][0]
+            if row["error"]:
+                self.failures.append(Failure(str(path), SPLIT, row["error"]))
+            else:
+                found[digest] = shots_of(row)
+        return found
+
+    def _measures(self, clips: Sequence[Clip]) -> tuple[dict[str, Rows], dict[str, str]]:
+        """(clip → measure → row, clip → error) of the clips that the split left."""
+        tables = {measure.key: Table(self.data, measure) for measure in self.plan.measures}
+        known = {key: {clip for clip in table.rows() if not self._lacks(table, clip)} for key, table in tables.items()}
+        jobs = []
+        for digest, path in self.paths.items():
+            spans = [
+                ClipSpan(clip.id, clip.start_frame, clip.end_frame, clip.fps)
+                for clip in clips
+                if clip.source_sha256 == digest and not clip.dropped
+            ]
+            if works := clip_works(spans, self.plan.measures, known):
+                jobs.append(AnalyseJob(str(path), tuple(works)))
+        for result in self._pool("measuring", analyse, jobs):
+            answers = result.value or [
+                (measure.key, Outcome(work.clip.id, error=result.error))
+                for work in result.item.works
+                for measure in work.measures
+            ]
+            for key, table in tables.items():
+                table.add(outcome for stage, outcome in answers if stage == key)
+        rows: dict[str, dict[str, Any]] = {}
+        errors: dict[str, str] = {}
+        sources = {clip.id: clip.source for clip in clips if not clip.dropped}
+        for measure in self.plan.measures:
+            table = tables[measure.key]
+            table.merge()
+            for clip, source in sources.items():
+                row = table.rows()[clip][0]
+                if row["error"]:
+                    errors.setdefault(clip, f"could not be measured: {row['error']}")
+                    self.failures.append(Failure(source, measure.name, row["error"], clip))
+                else:
+                    rows.setdefault(clip, {})[measure.name] = row
+        return rows, errors
+
+    def _cut(self, clips: Sequence[Clip], shots: dict[str, Shots]) -> list[Clip]:
+        """The clips with their files; those that could not be cut are dropped."""
+        table = Table(self.data, self.plan.cut)
+        pieces = {clip.id: piece_of(clip, shots[clip.source_sha256]) for clip in clips if not clip.dropped}
+
+        def lacks(piece: Piece) -> bool:
+            if self._lacks(table, piece.key):
+                return True
+            row = table.rows()[piece.key][0]
+            return not row["error"] and not (self.data / stored(row["sha256"])).is_file()
+
+        wanted: dict[str, list[Piece]] = {}
+        for clip in clips:
+            if clip.id in pieces and lacks(pieces[clip.id]):
+                wanted.setdefault(clip.source_sha256, []).append(pieces[clip.id])
+        jobs = [CutJob(str(self.paths[d]), tuple(found), str(self.data), self.plan.cut) for d, found in wanted.items()]
+        for result in self._pool("cutting", _cut, jobs):
+            files = result.value or {}
+            for piece in result.item.pieces:
+                if piece.key in files:
+                    table.add([Outcome(piece.key, (files[piece.key],))])
+                else:
+                    table.add([Outcome(piece.key, error=result.error or "was not cut")])
+        table.merge()
+        shutil.rmtree(self.data / ".work", ignore_errors=True)
+        done = []
+        for clip in clips:
+            if clip.id in pieces:
+                row = table.rows()[pieces[clip.id].key][0]
+                if row["error"]:
+                    self.failures.append(Failure(clip.source, CUT, row["error"], clip.id))
+                    clip = clip.drop(CUT, f"could not be cut: {row['error']}")
+                else:
+                    clip = clip.model_copy(
+                        update={
+                            "path": stored(row["sha256"]),
+                            "sha256": row["sha256"],
+                            "file_frames": row["frames"],
+                            "height": row["height"],
+                            "width": row["width"],
+                        }
+                    )
+            done.append(clip)
+        return done
+
+
+@dataclass(frozen=True)
+class CutJob:
+    """What one worker is given to cut: pieces of one source."""
+
+    source: str
+    pieces: tuple[Piece, ...]
+    data: str
+    config: Cut
+
+
+def _hash(item: tuple[Path, str]) -> str:
+    return file_sha256(item[0])
+
+
+def _find_shots(config: Split, item: tuple[str, Path]) -> Shots:
+    return find_shots(item[1], config)
+
+
+def _cut(job: CutJob) -> dict[str, dict[str, Any]]:
+    files = cut_pieces(job.source, job.pieces, job.data, job.config)
+    return {key: file.model_dump() for key, file in files.items()}
+
+
+def file_mark(path: Path) -> str:
+    """A text that changes when a file is replaced or written to: path, size, times of content and of status."""
+    status = path.stat()
+    return f"{path}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
+
+
+def shots_row(shots: Shots) -> dict[str, Any]:
+    """Shots as a row of a table."""
+    row = shots.model_dump(mode="json")
+    return {**row.pop("media"), **row}
+
+
+def shots_of(row: dict[str, Any]) -> Shots:
+    """The shots of a row."""
+    media = {name: row[name] for name in Media.model_fields}
+    spans = tuple(Span(**span) for span in row["spans"] or ())
+    rest = {name: row[name] for name in ("time_base", "num_frames", "variable")}
+    return Shots(media=Media(**media), spans=spans, **rest)
+
+
+def piece_of(clip: Clip, shots: Shots) -> Piece:
+    """What is to be cut for a clip: its span from the clear start on, its crop."""
+    start_pts = clip.start_pts
+    if start_pts is not None and clip.first_frame:
+        # Exact for even frames; for uneven ones the first frame's own time decides, which is at most a frame away.
+        start_pts += round(clip.first_frame / Fraction(shots.media.rate) / Fraction(shots.time_base))
+    return Piece(
+        clip=clip.id,
+        start=clip.start_frame + clip.first_frame,
+        end=clip.end_frame,
+        crop=clip.crop or whole(clip.width, clip.height),
+        start_pts=start_pts,
+        end_pts=clip.end_pts,
+        even=not shots.variable,
+    )
+
+
+def attach_captions(data: Path, clips: Sequence[Clip]) -> list[Clip]:
+    """The clips with every caption that was ever written for their files, oldest captioner first."""
+    captions: dict[str, list[ClipCaption]] = {}
+    cameras: dict[str, str] = {}
+    folders = [p for p in data.glob(f"{TABLES}/caption/*") if any(p.glob("*.parquet"))]
+    for folder in sorted(folders, key=lambda p: (max(f.stat().st_mtime_ns for f in p.glob("*.parquet")), p.name)):
+        for rows in read_rows(folder).values():
+            row = rows[0]
+            if row["error"] is None and row["reason"] is None:
+                fields = json.loads(row["fields"])
+                caption = ClipCaption(captioner=row["captioner"], text=row["text"], fields=fields)
+                captions.setdefault(row["key"], []).append(caption)
+                if fields.get("camera"):
+                    cameras[row["key"]] = fields["camera"]
+    return [
+        clip.model_copy(
+            update={"captions": tuple(captions.get(clip.sha256 or "", ())), "camera": cameras.get(clip.sha256 or "")}
+        )
+        for clip in clips
+    ]
+
+
+def forgotten_sources(data: Path) -> set[str]:
+    """Hashes of the sources that are to be forgotten."""
+    path = data / FORGOTTEN
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {json.loads(line)["sha256"] for line in lines}
+
+
+def count_funnel(clips: Iterable[Clip], stages: Sequence[str]) -> list[FunnelRow]:
+    """One row a stage, in order: clips that were still there, clips that it left."""
+    clips = list(clips)
+    rows, seen = [], len(clips)
+    for stage in stages:
+        kept = seen - sum(1 for clip in clips if clip.dropped and clip.dropped.stage == stage)
+        rows.append(FunnelRow(stage, seen, kept))
+        seen = kept
+    return rows
+
+
+def read_clips(data: Path | str) -> list[Clip]:
+    """All clips of a data folder. Raises UserError when it was not made by a curation run."""
+    data = Path(data)
+    if not (data / MANIFEST).is_file():
+        raise UserError(f"{data} holds no {MANIFEST}; make it with: openhunyuan curate RAW --output {data}.")
+    return read_manifest(data / MANIFEST)
+
+
+def write_manifest(data: Path, clips: Sequence[Clip]) -> None:
+    """Replace the manifest."""
+    write_atomic(data / MANIFEST, to_jsonl(clips).encode())
+
+
+def write_run(data: Path, curation: Curation, plan: Plan) -> None:
+    """Write the views of a run; the manifest last: where it is, the others are."""
+    drops = [{"clip": c.id, "source": c.source, **c.dropped.model_dump()} for c in curation.clips if c.dropped]
+    write_atomic(data / "drops.jsonl", _lines(drops))
+    write_atomic(data / QUARANTINE, _lines(asdict(failure) for failure in curation.failures))
+    write_atomic(data / "funnel.json", _pretty([asdict(row) for row in curation.funnel]))
+    counts = {"sources": curation.sources, "repeated": curation.repeated, "forgotten": curation.forgotten}
+    write_atomic(data / RUN, _pretty({**counts, **plan.describe()}))
+    write_manifest(data, curation.clips)
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

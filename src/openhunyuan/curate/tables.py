@@ -1,0 +1,176 @@
+"""The manifest on disk: a content-addressed store of mp4 files and one Parquet table a stage.
+
+    data/store/ab/<sha256>.mp4                    clip files, named by their bytes
+    data/tables/<stage>/<stage key>/stage.json    name, version, parameters, weights of the stage
+    data/tables/<stage>/<stage key>/*.parquet     its rows, `key` = hash of what the stage read
+
+A table only grows: rows are added as new part files, each written whole or not at all, so that a process that dies
+takes with it only what had not been handed over. Parts are merged now and then; a key that is found twice (a death
+between merging and deleting) is the same row twice and is read once. Nothing here depends on who computed a row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.require import require
+from openhunyuan.curate.clip import file_sha256
+from openhunyuan.curate.stage import Outcome, Stage
+
+STORE, TABLES = "store", "tables"
+MERGE_AT = 64
+"""Part files of a table before they are merged into one."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing, and have it on disk before it has its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Table:
+    """The rows of one stage with one set of parameters; `name` where it is not the stage's."""
+
+    def __init__(self, data: Path, stage: Stage, name: str | None = None) -> None:
+        self.folder = data / TABLES / (name or stage.name) / stage.key
+        self._rows: dict[str, list[dict[str, Any]]] | None = None
+        about = self.folder / "stage.json"
+        if not about.is_file():
+            write_atomic(about, (json.dumps(stage.describe(), indent=2, sort_keys=True) + "\n").encode())
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Key → the rows of that input, in the order in which they were made."""
+        if self._rows is None:
+            self._rows = read_rows(self.folder)
+        return self._rows
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Append what a stage gave. It is on disk when this returns."""
+        rows = self.rows()
+        new = []
+        for outcome in outcomes:
+            rows[outcome.key] = outcome.table_rows()
+            new += rows[outcome.key]
+        if new:
+            self._write(new)
+            if len(self._parts()) >= 16 * MERGE_AT:
+                self.merge()
+
+    def merge(self) -> None:
+        """Put all part files into one, if there are many."""
+        parts = self._parts()
+        if len(parts) >= MERGE_AT:
+            self._write([row for rows in self.rows().values() for row in rows])
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+    def forget(self, keys: set[str]) -> int:
+        """Remove the rows of these inputs; the only thing that ever takes rows out. Returns how many inputs went."""
+        rows = self.rows()
+        gone = [key for key in rows if key in keys]
+        if gone:
+            parts = self._parts()
+            for key in gone:
+                del rows[key]
+            if rows:
+                self._write([row for found in rows.values() for row in found])
+            for part in parts:
+                part.unlink(missing_ok=True)
+        return len(gone)
+
+    def _parts(self) -> list[Path]:
+        return _parts(self.folder)
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        parts = self._parts()
+        number = int(parts[-1].stem) + 1 if parts else 0
+        write_parquet(self.folder / f"{number:08d}.parquet", rows)
+
+
+def all_tables(data: Path) -> list[Table]:
+    """Every table that lies in a data folder, whatever stage or version made it."""
+    return [_Found(about.parent) for about in sorted(data.glob(f"{TABLES}/*/*/stage.json"))]
+
+
+class _Found(Table):
+    """A table opened by its folder, without the stage that made it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows = None
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.parquet"))
+
+
+def read_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Key → rows of a table's folder. An input's rows are always in one part, and the newest part wins."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for part in _parts(folder):
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in _read(part):
+            found.setdefault(row["key"], []).append(row)
+        rows.update(found)
+    return rows
+
+
+def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as one Parquet file with typed columns, atomically."""
+    arrow: Any = require("pyarrow", extra="curate")
+    parquet: Any = require("pyarrow.parquet", extra="curate")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = arrow.table({name: [row.get(name) for row in rows] for name in columns})
+    sink = arrow.BufferOutputStream()
+    parquet.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    arrow: Any = require("pyarrow", extra="curate")
+    parquet: Any = require("pyarrow.parquet", extra="curate")
+    try:
+        return parquet.read_table(path, partitioning=None).to_pylist()
+    except (OSError, arrow.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet ({error}); delete it, and its rows are made again."
+        ) from None
+
+
+def store_file(data: Path, made: Path) -> str:
+    """Move a finished file into the store under the hash of its bytes; returns that hash."""
+    digest = file_sha256(made)
+    place = data / stored(digest)
+    if place.is_file():
+        made.unlink()
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(made, place)
+    return digest
+
+
+def stored(digest: str) -> str:
+    """Where a file lies in a data folder, by its hash."""
+    return f"{STORE}/{digest[:2]}/{digest}.mp4"
+
+
+def sweep(data: Path) -> None:
+    """Remove what processes that died left half written."""
+    for pattern in (f"{STORE}/**/.*.tmp*", f"{TABLES}/**/.*.tmp*", ".*.tmp"):
+        for path in data.glob(pattern):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(data / ".work", ignore_errors=True)

@@ -1,0 +1,198 @@
+"""Captions of a data folder: what was measured, a model behind a real address that also misbehaves, going on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.caption.captioner import Captioned, Captioner, Declined, Item, TryLater, caption_clips
+from openhunyuan.caption.measured import Measured, colour_name, measured_caption
+from openhunyuan.caption.schema import Caption
+from openhunyuan.caption.vision import Endpoint, Vision, read_caption
+from openhunyuan.curate.measures.motion import Motion
+from openhunyuan.curate.measures.quality import Quality
+from openhunyuan.curate.run import Plan, curate, read_clips
+from tests.curate.films import save, shot
+from tests.infer.rewrite_server import hang, raw, says, serving, status
+
+GOOD = {
+    "short": "A square moves.",
+    "dense": "A bright square moves to the right over waves.",
+    "background": "waves",
+    "style": "",
+    "shot_type": "wide shot",
+    "lighting": "",
+    "atmosphere": "",
+}
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captions")
+    save(folder / "raw/a.mp4", shot(1, 24), shot(2, 20), shot(3, 20))
+    curate(folder / "raw", folder / "data", Plan(measures=(Motion(), Quality())))
+    return folder / "data"
+
+
+@pytest.fixture
+def data(curated: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(curated, tmp_path / "data"))
+
+
+def vision(url: str, **options: float) -> Vision:
+    endpoint = Endpoint(url, "m", timeout=options.get("timeout", 30.0), retries=0, backoff=0.01)
+    return Vision(model="m", frames=3, side=64).at(endpoint)
+
+
+class Scripted(Captioner):
+    """Does what a function says, by the number of the call."""
+
+    name: ClassVar[str] = "scripted"
+    label: str = "one"
+    calls: ClassVar[list[str]] = []
+    script: ClassVar[Callable[[int], None]] = lambda number: None
+
+    def caption(self, item: Item) -> Captioned:
+        type(self).calls.append(item.clip.id)
+        type(self).script(len(self.calls) - 1)
+        text = f"clip {self.label}"
+        return Captioned(Caption(short=text, dense=text), text)
+
+
+@pytest.fixture(autouse=True)
+def fresh_script() -> None:
+    Scripted.calls, Scripted.script = [], lambda number: None
+
+
+def test_measured_captions_say_what_was_measured_and_nothing_else(data: Path) -> None:
+    report = caption_clips(data, Measured())
+    assert (report.written, report.declined, report.failed) == (3, 0, 0)
+    for clip in read_clips(data):
+        (caption,) = clip.captions
+        assert caption.captioner == "measured"
+        fields = Caption(**caption.fields)
+        assert "video" in caption.text
+        assert fields.background == fields.shot_type == fields.style == ""
+
+
+def test_a_measured_caption_follows_the_scores() -> None:
+    night = {"quality.brightness": 20.0, "motion.speed": 30.0, "motion.camera_speed": 9.0, "motion.subject_speed": 30.0}
+    caption = measured_caption(night, [10, 10, 10, 0.7, 220, 20, 20, 0.3])
+    assert caption.dense == "a dark video in black and red, with fast motion"
+    assert caption.camera is None
+    still = measured_caption({**night, "motion.camera_speed": 0.0, "quality.brightness": 200.0}, [250, 250, 250, 1.0])
+    assert still.camera == "static"
+    assert still.short == "a bright video in white"
+    with pytest.raises(UserError):
+        measured_caption({}, [])
+
+
+@pytest.mark.parametrize(
+    "rgb, name",
+    [
+        ((232, 24, 32), "red"), ((255, 138, 0), "orange"), ((255, 232, 24), "yellow"), ((24, 188, 48), "green"),
+        ((16, 224, 236), "cyan"), ((32, 80, 248), "blue"), ((168, 36, 216), "purple"), ((250, 250, 250), "white"),
+        ((106, 106, 106), "gray"), ((20, 28, 104), "dark blue"), ((5, 5, 5), "black"), ((120, 70, 20), "brown"),
+    ],
+)  # fmt: skip
+def test_colours_have_plain_names(rgb: tuple[int, int, int], name: str) -> None:
+    assert colour_name(*rgb) == name
+
+
+def test_a_second_run_asks_nothing_and_another_captioner_adds(data: Path) -> None:
+    caption_clips(data, Scripted())
+    assert caption_clips(data, Scripted()).known == 3
+    assert len(Scripted.calls) == 3
+    caption_clips(data, Scripted(label="two"))
+    assert [[c.text for c in clip.captions] for clip in read_clips(data)] == [["clip one", "clip two"]] * 3
+
+
+def test_captions_survive_the_next_curation(data: Path) -> None:
+    caption_clips(data, Scripted())
+    curate(Path(read_clips(data)[0].source).parent, data, Plan(measures=(Motion(), Quality())))
+    assert all(clip.captions for clip in read_clips(data))
+
+
+def test_refusals_and_failures_are_kept_counted_and_asked_again_only_on_demand(data: Path) -> None:
+    def script(number: int) -> None:
+        if number == 0:
+            raise Declined("I will not")
+        if number == 1:
+            raise UserError("the file is odd")
+
+    Scripted.script = script
+    report = caption_clips(data, Scripted())
+    assert (report.written, report.declined, report.failed) == (1, 1, 1)
+    assert dict(report.reasons) == {"I will not": 1, "the file is odd": 1}
+    assert [len(clip.captions) for clip in read_clips(data)] == [0, 0, 1]
+    assert caption_clips(data, Scripted()).known == 1
+    assert len(Scripted.calls) == 3
+    Scripted.script = lambda number: None
+    assert caption_clips(data, Scripted(), retry=True).written == 2
+    assert all(clip.captions for clip in read_clips(data))
+
+
+def test_a_server_that_is_down_is_no_clips_fault(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openhunyuan.caption.captioner.GIVE_UP", 2)
+
+    def script(number: int) -> None:
+        raise TryLater("The captioner cannot be reached.")
+
+    Scripted.script = script
+    with pytest.raises(UserError, match="cannot be reached"):
+        caption_clips(data, Scripted())
+    assert len(Scripted.calls) == 2
+    Scripted.script = lambda number: None
+    assert caption_clips(data, Scripted()).written == 3
+
+
+def test_a_model_sees_frames_and_answers_in_the_form(data: Path) -> None:
+    with serving(says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url), parallel=2)
+    assert report.written == 3
+    content = server.calls[0]["messages"][1]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url", "image_url", "image_url"]
+    assert content[1]["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
+    caption = read_clips(data)[0].captions[0]
+    assert (caption.captioner, caption.text) == ("vision", GOOD["dense"])
+    assert caption.fields["shot_type"] == "wide shot"
+
+
+def test_an_answer_out_of_form_is_sent_back_once(data: Path) -> None:
+    with serving(says("Sure! Here it is."), says({**GOOD, "mood": "calm"}), says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url))
+    assert (report.written, report.failed) == (2, 1)
+    assert "no complete JSON object" in server.calls[1]["messages"][-1]["content"]
+    assert "twice not in the form" in report.reasons[0][0]
+    assert "mood" in report.reasons[0][0]
+
+
+def test_refusals_of_both_kinds_are_recorded(data: Path) -> None:
+    with serving(says("", refusal="not this"), says("I'm sorry, but I cannot help."), says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url))
+    assert (report.written, report.declined) == (1, 2)
+
+
+@pytest.mark.parametrize("reply", [status(500), hang(1.0), raw(b"<html>")], ids=["500", "hang", "html"])
+def test_a_broken_server_ends_the_run_in_one_sentence(
+    data: Path, reply: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openhunyuan.caption.captioner.GIVE_UP", 2)
+    with serving(reply) as server, pytest.raises(UserError, match="The captioner at http"):
+        caption_clips(data, vision(server.url, timeout=0.3))
+
+
+def test_an_answer_names_no_camera() -> None:
+    assert read_caption(json.dumps({**GOOD, "camera": "pan left"})).camera is None
+    with pytest.raises(UserError):
+        read_caption('{"short": "x", "dense": " "}')
+
+
+def test_nothing_to_caption_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no manifest"):
+        caption_clips(tmp_path, Measured())

@@ -1,0 +1,83 @@
+"""The data verbs end to end: raw footage, clips, captions, latents; refusals before anything expensive."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from openhunyuan.cli.main import main
+from openhunyuan.curate.run import read_clips
+from openhunyuan.latents.shards import ShardDataset
+from openhunyuan.models.zoo import check_model
+from openhunyuan.recipes import own_data
+from tests.curate.films import save, shot
+
+
+def test_from_raw_footage_to_latents(
+    tmp_path: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, data = tmp_path / "raw", tmp_path / "data"
+    save(raw / "a.mp4", shot(1, 30), shot(2, 26), shot(3, 10))
+    curate = ["curate", str(raw), "--output", str(data), "--workers", "0"]
+    loose = ["--threshold", "clarity.edge_width<=30", "--threshold", "clip.seconds>=0.5", "--without", "overlay"]
+    assert main([*curate, *loose, "--min-seconds", "0.5"]) == 0
+    assert capsys.readouterr().out.strip() == str(data / "manifest.jsonl")
+    clips = read_clips(data)
+    assert [c.dropped.stage if c.dropped else None for c in clips] == [None, None, "split"]
+    assert main(["caption", str(data)]) == 0
+    assert main(["encode", str(data), "--model", str(micro_model_folder), "--device", "cpu"]) == 0
+    dataset = ShardDataset(data / "latents")
+    assert [sample.prompt for sample in dataset.samples] == [c.captions[0].text for c in read_clips(data) if c.captions]
+    assert len(dataset) == 2
+    # As `train tiny-video --data` does, with the micro model in the embedded one's place.
+    run = own_data.train(data, tmp_path / "runs", 2, torch.device("cpu"), str(micro_model_folder))
+    assert (run / "model" / "dit" / "model.safetensors").is_file()
+    assert check_model(str(run / "model"))[1].description.endswith("2 more steps on 2 clips of data.")
+    assert main(["train", "tiny-video", "--data", str(data), "--runs-dir", str(tmp_path / "other")]) == 2
+    assert "other weights" in capsys.readouterr().err
+    assert main(["curate", "report", str(data)]) == 0
+    assert "Dropped by split" in (data / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["curate", "forget", "a.mp4", "--output", str(data)]) == 0
+    receipt = json.loads(capsys.readouterr().out)
+    assert (receipt["latents"], receipt["files"], len(receipt["clips"])) == (2, 2, 3)
+    assert main([*curate, *loose]) == 2
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["curate", "nowhere"], "No video"),
+        (["curate", "{raw}", "--threshold", "motion>=2"], "did you mean motion."),
+        (["curate", "{raw}", "--threshold", "motion.speed=2"], "is not a threshold"),
+        (["curate", "{raw}", "--without", "blur"], "Unknown filter blur"),
+        (["curate", "{raw}", "--workers", "-3"], "workers"),
+        (["curate", "report", "nowhere"], "holds no manifest"),
+        (["curate", "forget", "a.mp4", "--output", "nowhere"], "holds no manifest"),
+        (["caption", "nowhere"], "holds no manifest"),
+        (["caption", "nowhere", "--captioner", "endpoint"], "needs --endpoint"),
+        (["encode", "nowhere"], "holds no manifest"),
+        (["train", "tiny-video", "--data", "nowhere"], "holds no latents"),
+        (["train", "tiny-vae", "--data", "nowhere"], "Only the recipe tiny-video"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], said: str
+) -> None:
+    save(tmp_path / "raw/a.mp4", shot(1, 4))
+    filled = [arg.format(raw=tmp_path / "raw") for arg in args]
+    assert main(filled) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert said in error[0]
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_motion_scorer_of_another_scale_has_no_threshold_of_this_one(tmp_path: Path) -> None:
+    save(tmp_path / "raw/a.mp4", shot(1, 30))
+    args = ["--output", str(tmp_path / "data"), "--workers", "0", "--threshold", "clarity.edge_width<=30"]
+    assert main(["curate", str(tmp_path / "raw"), *args, "--without", "overlay", "--motion", "farneback"]) == 0
+    (clip,) = read_clips(tmp_path / "data")
+    assert clip.scores["motion.speed"] > 0
+    assert "motion" not in [d.filter for d in clip.decisions]

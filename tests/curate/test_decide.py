@@ -1,0 +1,124 @@
+"""Decisions: every filter answers for every clip; crops; the copy that is kept; thresholds by text."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.curate.clip import Clip, clip_id
+from openhunyuan.curate.concepts import Concepts, cluster
+from openhunyuan.curate.decide import Crop, Filter, decide, plan_crop, with_threshold
+from openhunyuan.curate.duplicates import Candidate, Duplicates, duplicates_of
+from openhunyuan.curate.measures.fingerprint import MOMENTS, THUMB
+from openhunyuan.curate.measures.motion import Motion
+
+MOVING = Filter(name="motion", score="motion.speed", at_least=1.0, reason="hardly moves")
+CLEAR = Filter(name="clarity", score="clarity.edge_width", at_most=3.0, reason="is blurred")
+
+
+def make_clip(number: int = 0, **changes: Any) -> Clip:
+    fields: dict[str, Any] = dict(
+        id=clip_id(str(number), 0, 48), source="a.mp4", source_sha256=str(number), start_frame=0, end_frame=48,
+        fps=24.0, height=144, width=256,
+    )  # fmt: skip
+    return Clip(**{**fields, **changes})
+
+
+def rows(speed: float | None, width: float, **others: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"motion": {"speed": speed}, "clarity": {"edge_width": width}, **others}
+
+
+def decided(clip: Clip, found: dict[str, dict[str, Any]], crop: Crop | None = None) -> Clip:
+    return decide([clip], {clip.id: found}, {}, (MOVING, CLEAR), crop, None, None).clips[0]
+
+
+def test_every_filter_answers_and_the_first_that_failed_is_the_reason() -> None:
+    clip = decided(make_clip(), rows(0.5, 9.0))
+    assert [(d.filter, d.value, d.passed) for d in clip.decisions] == [("motion", 0.5, False), ("clarity", 9.0, False)]
+    assert clip.dropped is not None
+    assert (clip.dropped.stage, clip.dropped.score) == ("motion", 0.5)
+    assert [d.allowed for d in clip.decisions] == ["at least 1", "at most 3"]
+
+
+def test_limits_are_inclusive_and_what_could_not_be_had_passes() -> None:
+    assert decided(make_clip(), rows(1.0, 3.0)).dropped is None
+    clip = decided(make_clip(), rows(None, 1.0))
+    assert clip.dropped is None
+    assert clip.decisions[0].value is None
+
+
+def test_a_clip_that_could_not_be_measured_is_dropped_with_the_error() -> None:
+    clip = make_clip()
+    result = decide([clip], {}, {clip.id: "could not be measured: oops"}, (MOVING,), None, None, None).clips[0]
+    assert result.dropped is not None
+    assert (result.dropped.stage, result.dropped.reason) == ("measured", "could not be measured: oops")
+
+
+def test_borders_and_subtitles_are_cropped_together() -> None:
+    border = {"share": 0.25, "box": [0.0, 0.125, 1.0, 0.875]}
+    clip = make_clip()
+    assert plan_crop(clip, {"border": border}, Crop()) == ((0, 18, 256, 126), 1.0)
+    box, left = plan_crop(clip, {"text": {"subtitle_top": 0.85}}, Crop(margin=0.0))
+    assert box == (0, 0, 256, 122)
+    assert left == pytest.approx(122 / 144)
+    # Inside the bars, the same subtitle takes more of the picture than is allowed: nothing is cropped for it.
+    box, left = plan_crop(clip, {"border": border, "text": {"subtitle_top": 0.6}}, Crop())
+    assert box == (0, 18, 256, 126)
+    assert left < 0.8
+    dropped = decided(clip, rows(5.0, 1.0, text={"subtitle_top": 0.6}), Crop()).dropped
+    assert dropped is not None
+    assert dropped.stage == "subtitles"
+    assert plan_crop(clip, {"border": border}, Crop(border=False))[0] == (0, 0, 256, 144)
+
+
+def film(seed: int, gain: float = 1.0, mirrored: bool = False) -> np.ndarray:
+    """Thumbnails of a disc that wanders over a coloured ground, in Lab."""
+    rng = np.random.default_rng(seed)
+    ground, colour = rng.uniform([20, -40, -40], [50, 40, 40]), rng.uniform([60, -60, -60], [90, 60, 60])
+    start, way = rng.uniform(2, 9, 2), rng.uniform(-0.8, 0.8, 2)
+    y, x = np.mgrid[0:THUMB, 0:THUMB]
+    thumbs = np.empty((MOMENTS, THUMB, THUMB, 3))
+    for t in range(MOMENTS):
+        cover = np.clip(2.5 - np.hypot(y - start[0] - way[0] * t, x - start[1] - way[1] * t), 0, 1)[..., None]
+        thumbs[t] = ground * (1 - cover) + colour * cover
+    thumbs[..., 0] *= gain
+    return (thumbs[:, :, ::-1] if mirrored else thumbs).astype(np.float32)
+
+
+def test_duplicates_are_found_and_the_better_one_is_kept() -> None:
+    candidates = [Candidate(f"{seed}", film(seed), (1.0,)) for seed in range(12)]
+    candidates.append(Candidate("brighter", film(3, gain=1.04), (2.0,)))
+    candidates.append(Candidate("mirrored", film(5, mirrored=True), (0.0,)))
+    assert duplicates_of(candidates, Duplicates()) == {"3": "brighter", "mirrored": "5"}
+
+
+def test_the_same_ground_with_other_events_is_no_duplicate() -> None:
+    other = film(1).copy()
+    other = other[::-1].copy()  # the same places in the other order
+    found = duplicates_of([Candidate("a", film(1), ()), Candidate("b", other, ())], Duplicates())
+    assert found == {}
+
+
+def test_groups_are_found_again_and_large_groups_weigh_less() -> None:
+    rng = np.random.default_rng(0)
+    centres = np.eye(6)[[0] * 40 + [1] * 10 + [2] * 5]
+    vectors = centres + 0.05 * rng.standard_normal(centres.shape)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    groups, weights = cluster(vectors, Concepts(count=3))
+    assert [set(groups[a:b]) for a, b in ((0, 40), (40, 50), (50, 55))] == [{0}, {1}, {2}]
+    assert weights.mean() == pytest.approx(1.0)
+    assert weights[50] / weights[0] == pytest.approx((40 / 5) ** 0.5)
+    again, _ = cluster(vectors, Concepts(count=3))
+    assert (again == groups).all()
+    assert len(cluster(np.zeros((0, 6)), Concepts())[0]) == 0
+
+
+def test_thresholds_by_text() -> None:
+    changed = with_threshold((MOVING, CLEAR), "motion.speed >= 2.5", (Motion(),))
+    assert [f.at_least for f in changed] == [2.5, None]
+    added = with_threshold((MOVING,), "motion.camera_speed<=4", (Motion(),))
+    assert (added[1].name, added[1].at_most) == ("motion.camera_speed", 4.0)
+    for text in ("motion.speed", "motion.speed>2", "motion.speed>=fast", "motion.sped>=1"):
+        with pytest.raises(UserError):
+            with_threshold((MOVING,), text, (Motion(),))

@@ -1,0 +1,100 @@
+"""Tables only grow, are whole at every moment, and are addressed by stage and content."""
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.curate import tables
+from openhunyuan.curate.clip import Drop
+from openhunyuan.curate.stage import Outcome, Stage
+from openhunyuan.curate.tables import Table, all_tables, store_file, stored, sweep
+
+
+class Brightness(Stage):
+    name: ClassVar[str] = "brightness"
+    side: int = Field(default=8)
+
+
+def test_the_key_changes_with_name_version_parameters_and_weights() -> None:
+    class Newer(Brightness):
+        version: ClassVar[int] = 2
+
+    class Trained(Brightness):
+        @property
+        def weights(self) -> str:
+            return "abc"
+
+    keys = {Brightness().key, Brightness(side=9).key, Newer().key, Trained().key}
+    assert len(keys) == 4
+    assert Brightness().key == Brightness(side=8).key
+
+
+def test_rows_come_back_with_their_types(tmp_path: Path) -> None:
+    table = Table(tmp_path, Brightness())
+    table.add([Outcome("a", ({"level": 3.5, "box": [1.0, 2.0], "jpeg": b"\xff\x00"},))])
+    table.add([Outcome("b", drop=Drop(stage="s", reason="is dark", score=0.1)), Outcome("c", error="is broken")])
+    table.add([Outcome("d", ({"level": 1.0, "box": [], "jpeg": None}, {"level": 2.0, "box": [3.0], "jpeg": None}))])
+    rows = Table(tmp_path, Brightness()).rows()
+    assert rows == table.rows() | {k: rows[k] for k in ("b", "c")}
+    assert (rows["a"][0]["level"], rows["a"][0]["box"], rows["a"][0]["jpeg"]) == (3.5, [1.0, 2.0], b"\xff\x00")
+    assert (rows["b"][0]["reason"], rows["b"][0]["score"]) == ("is dark", 0.1)
+    assert rows["c"][0]["error"] == "is broken"
+    assert [row["level"] for row in rows["d"]] == [1.0, 2.0]
+    about = json.loads((table.folder / "stage.json").read_text())
+    assert about["parameters"] == {"side": 8}
+
+
+def test_other_parameters_are_another_table(tmp_path: Path) -> None:
+    Table(tmp_path, Brightness()).add([Outcome("a", ({"level": 1.0},))])
+    assert Table(tmp_path, Brightness(side=9)).rows() == {}
+    assert len(all_tables(tmp_path)) == 2
+
+
+def test_merging_keeps_every_row_and_a_death_in_between_is_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MERGE_AT", 3)
+    table = Table(tmp_path, Brightness())
+    for name in "abcd":
+        table.add([Outcome(name, ({"level": 1.0},))])
+    parts = [p.read_bytes() for p in sorted(table.folder.glob("*.parquet"))]
+    table.merge()
+    assert len(list(table.folder.glob("*.parquet"))) == 1
+    # As if the process had died after writing the merged part and before deleting the others:
+    for number, content in enumerate(parts):
+        (table.folder / f"{number:08d}.parquet").write_bytes(content)
+    again = Table(tmp_path, Brightness()).rows()
+    assert {key: len(rows) for key, rows in again.items()} == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+def test_what_is_forgotten_is_in_no_file(tmp_path: Path) -> None:
+    table = Table(tmp_path, Brightness())
+    table.add([Outcome("a", ({"name": "secret-a"},)), Outcome("b", ({"name": "open-b"},))])
+    assert table.forget({"a", "z"}) == 1
+    assert set(Table(tmp_path, Brightness()).rows()) == {"b"}
+    assert not any(b"secret-a" in p.read_bytes() for p in table.folder.iterdir())
+
+
+def test_half_written_files_are_swept_and_a_broken_part_is_named(tmp_path: Path) -> None:
+    table = Table(tmp_path, Brightness())
+    table.add([Outcome("a", ({"level": 1.0},))])
+    (table.folder / ".00000001.parquet.77.tmp").write_bytes(b"half")
+    sweep(tmp_path)
+    assert not list(table.folder.glob(".*.tmp"))
+    (table.folder / "00000001.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(UserError, match="delete it"):
+        Table(tmp_path, Brightness()).rows()
+
+
+def test_the_store_is_addressed_by_content(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"the same bytes")
+    digests = {store_file(tmp_path, tmp_path / name) for name in ("one", "two")}
+    (digest,) = digests
+    assert (tmp_path / stored(digest)).read_bytes() == b"the same bytes"
+    assert not (tmp_path / "one").exists()
+    assert not (tmp_path / "two").exists()
