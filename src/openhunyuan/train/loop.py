@@ -6,12 +6,13 @@ step number, so a run that is stopped and started again repeats exactly the step
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.log import get_logger
 from openhunyuan.train import checkpoint, optim
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.ema import EMA
+from openhunyuan.train.faults import FaultLog, LossWatch
 from openhunyuan.train.metrics import MetricLog, progress_bar
 
 Batch = dict[str, Any]
@@ -116,8 +119,42 @@ def _stop_on_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class _Ahead:
+    """The batch after this one, fetched in a thread meanwhile."""
+
+    def __init__(self, fetch: Callable[[int], Batch], last: int) -> None:
+        self.fetch, self.last = fetch, last
+        self.pool = ThreadPoolExecutor(1)
+        self.waiting: tuple[int, Future[Batch]] | None = None
+
+    def take(self, step: int) -> Batch:
+        """The batch of ``step``; the next one is asked for."""
+        if self.waiting is None or self.waiting[0] != step:
+            self._ask(step)
+        assert self.waiting is not None
+        batch = self.waiting[1].result()
+        self.waiting = None
+        if step < self.last:
+            self._ask(step + 1)
+        return batch
+
+    def _ask(self, step: int) -> None:
+        self.close(wait=False)
+        self.waiting = step, self.pool.submit(self.fetch, step)
+
+    def close(self, wait: bool = True) -> None:
+        if self.waiting:
+            self.waiting[1].cancel()
+        if wait:
+            self.pool.shutdown()
+
+
 class Trainer:
-    """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``."""
+    """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``.
+
+    A step that is not finite, or a loss that leaps (``config.faults``), sends the run back to its last checkpoint; the
+    step is written to ``faults.jsonl`` and left out from then on.
+    """
 
     def __init__(
         self,
@@ -139,25 +176,36 @@ class Trainer:
         }
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.step = 0
-        self._write_record(record or {})
+        self._saved: int | None = None
+        self.autocast: str | None = None  # "none" or "bfloat16": what "auto" was found to mean, once for the whole run
+        self.watch = LossWatch(config.faults)
+        self.about = self._write_record(record or {})
+        self.faults = FaultLog(self.run_dir, config.faults.max_faults)
 
-    def _write_record(self, record: dict) -> None:
-        """The run's config beside its results; a directory that holds another run is refused."""
-        value = {"train": self.config.model_dump(mode="json"), **record}
+    def _write_record(self, record: dict) -> dict[str, Any]:
+        """The run's config beside its results; a directory that holds another run is refused.
+
+        Returns what every checkpoint says it is of: the record's hash and each module's architecture.
+        """
+        value = json.loads(json.dumps({"train": self.config.model_dump(mode="json"), **record}))
         path = self.run_dir / "run.json"
         if path.exists():
             held = json.loads(path.read_text())
-            if held != json.loads(json.dumps(value)):
-                changed = sorted(
-                    k for k in set(held) | set(value) if held.get(k) != json.loads(json.dumps(value)).get(k)
-                )
+            if held != value:
+                changed = sorted(k for k in set(held) | set(value) if held.get(k) != value.get(k))
                 raise UserError(
                     f"{self.run_dir} holds another run (different: {', '.join(changed)}); "
                     "choose another output directory or delete it"
                 )
-            return
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=1))
+        else:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(value, indent=1))
+            partial.replace(path)
+        return {
+            "run": hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest(),
+            "modules": {name: checkpoint.fingerprint(module) for name, module in self.modules.items()},
+        }
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -167,6 +215,8 @@ class Trainer:
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": {name: [o.state_dict() for o in held] for name, held in self.optimizers.items()},
             "ema": self.ema.state_dict() if self.ema else None,
+            "autocast": self.autocast,
+            "losses": self.watch.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,16 +228,35 @@ class Trainer:
                 optimizer.load_state_dict(saved)
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        self.autocast = state["autocast"]
+        self.watch.load_state_dict(state["losses"])
 
     def save(self) -> None:
-        checkpoint.save(self.run_dir, self.step, self.state_dict(), self.config.keep_checkpoints)
+        """Write a checkpoint of where the run stands, if there is none yet."""
+        if self._saved != self.step:
+            checkpoint.save(self.run_dir, self.step, self.state_dict(), self.config.keep_checkpoints, self.about)
+            self._saved = self.step
 
     def resume(self) -> bool:
-        """Load the newest checkpoint of the run directory, if there is one."""
-        found = checkpoint.checkpoints(self.run_dir)
-        if found:
-            self.load_state_dict(checkpoint.load(found[-1][1]))
-        return bool(found)
+        """Load the newest whole checkpoint of the run directory, if there is one.
+
+        Raises:
+            UserError: there are checkpoints and none is whole, or the newest is of another model or run.
+        """
+        found = checkpoint.newest(self.run_dir)
+        if found is None:
+            return False
+        checkpoint.check_same(found, self.about)
+        self.load_state_dict(checkpoint.load(found))
+        self._saved = self.step
+        return True
+
+    def _go_back(self, reason: str) -> None:
+        """After a fault in the step just made: to the last checkpoint, without that step from now on."""
+        fault = self.step - 1
+        self.resume()
+        get_logger("train").warning("Step %d: %s; going on from step %d without it", fault, reason, self.step)
+        self.faults.add(fault, reason, self.step)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -266,29 +335,34 @@ class Trainer:
         """Train to the end, resuming where the directory stands; returns the model with its averaged weights."""
         config = self.config
         torch.set_flush_denormal(True)  # vanishing moments and averages make CPU arithmetic several times slower
-        self.resume()
+        resumed = self.resume()
         log = MetricLog(self.run_dir)
         log.rewind(self.step)
-        dtype = torch.bfloat16 if config.autocast == "bfloat16" else None
-        if config.autocast == "auto" and self.step < config.total_steps:
-            batch, context = to_device(self.fetch(self.step), self.device), self.context(self.step)
-            dtype = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
-            log.write(self.step, autocast=str(dtype))
+        dtype = self._autocast_dtype(log)
+        if not resumed:
+            self.save()  # what a fault before the first checkpoint goes back to, and whether there is room to save
         self.model.train()
         since, started = {}, time.perf_counter()
-        with _stop_on_signal() as stopped, ThreadPoolExecutor(1) as pool, progress_bar() as bar:
+        ahead = _Ahead(self.fetch, config.total_steps - 1)
+        with _stop_on_signal() as stopped, closing(ahead), progress_bar() as bar:
             shown = bar.add_task(config.name, total=config.total_steps, completed=self.step)
-            upcoming = pool.submit(self.fetch, self.step) if self.step < config.total_steps else None
             while self.step < config.total_steps and not stopped:
-                waited = time.perf_counter()
-                assert upcoming is not None
-                batch = upcoming.result()
-                waited = time.perf_counter() - waited
-                upcoming = pool.submit(self.fetch, self.step + 1) if self.step + 1 < config.total_steps else None
-                metrics = self.train_step(batch, dtype) | {"data_wait": waited}
-                for key, value in metrics.items():
-                    since.setdefault(key, []).append(value)
-                if self.step % config.log_every == 0 or self.step == config.total_steps:
+                if self.step in self.faults.skipped:
+                    self.step += 1
+                else:
+                    waited = time.perf_counter()
+                    batch = ahead.take(self.step)
+                    waited = time.perf_counter() - waited
+                    metrics = self.train_step(batch, dtype)
+                    reason = self.watch.check(self._kind(self.step - 1), metrics)
+                    if reason:
+                        self._go_back(reason)
+                        log.rewind(self.step)
+                        since, started = {}, time.perf_counter()
+                        continue
+                    for key, value in (metrics | {"data_wait": waited}).items():
+                        since.setdefault(key, []).append(value)
+                if since and (self.step % config.log_every == 0 or self.step == config.total_steps):
                     seconds = (time.perf_counter() - started) / len(since["data_wait"])
                     means = {k: sum(v) / len(v) for k, v in since.items()}
                     log.write(
@@ -300,8 +374,6 @@ class Trainer:
                     self.save()
                 if self.step < config.total_steps:
                     self._observe(log)
-            if upcoming is not None:
-                upcoming.cancel()
         self.save()
         if stopped:
             log.close()
@@ -311,3 +383,21 @@ class Trainer:
         if self.ema:
             self.ema.swap(self.model)
         return self.model.eval()
+
+    def _kind(self, step: int) -> str:
+        """Which batches a step's losses are compared with: those of its stage and shape."""
+        stage, place = self.config.stage_at(step)
+        shape = stage.shape_at(place)
+        return f"{stage.name} {shape.num_frames}x{shape.height}x{shape.width}"
+
+    def _autocast_dtype(self, log: MetricLog) -> torch.dtype | None:
+        """What the run computes in. 'auto' is measured once; a resumed run keeps what was found."""
+        config = self.config
+        if self.autocast is None:
+            self.autocast = config.autocast
+            if config.autocast == "auto":
+                batch, context = to_device(self.fetch(self.step), self.device), self.context(self.step)
+                fast = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
+                self.autocast = "bfloat16" if fast else "none"
+                log.write(self.step, autocast=self.autocast)
+        return torch.bfloat16 if self.autocast == "bfloat16" else None

@@ -6,9 +6,11 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import console
 
 
@@ -26,9 +28,10 @@ class MetricLog:
 
     def rewind(self, step: int) -> None:
         """Drop records beyond ``step``: a resumed run repeats the steps since its last checkpoint."""
-        if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(self.path)
 
     def write(self, step: int, **values: float | str) -> None:
         with self.path.open("a") as file:
@@ -41,6 +44,21 @@ class MetricLog:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, oldest first; a last line that a crash cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"Line {number} of {path} is not JSON; take the line away.") from None
+    return records
 
 
 def progress_bar() -> Progress:
