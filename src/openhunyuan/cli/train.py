@@ -13,7 +13,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, unknown
 from openhunyuan.cli.parse import parse
 from openhunyuan.infer.output import check_folder
-from openhunyuan.recipes.registry import RECIPES
+from openhunyuan.recipes.registry import RECIPES, Recipe
 
 
 class TrainOptions(Record):
@@ -24,6 +24,15 @@ class TrainOptions(Record):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
     threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
+    dry_run: bool = Field(
+        False, description="Print parameters, operations, tokens, memory and time of the recipe, and start nothing."
+    )
+    utilization: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="--dry-run: share of the measured matrix speed that training is taken to reach.",
+    )
 
 
 def usage() -> str:
@@ -45,6 +54,8 @@ def run(args: Sequence[str]) -> int:
         raise UserError(unknown("recipe", name, RECIPES))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
     recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
+    if options.dry_run:
+        return _dry_run(recipe, options)
     missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
     if missing:
         raise UserError(
@@ -56,4 +67,21 @@ def run(args: Sequence[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
+    return 0
+
+
+def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
+    """Count the recipe's runs; the device's speed is measured for a moment, nothing is written."""
+    import torch
+
+    from openhunyuan.base.device import measure_matmul
+    from openhunyuan.train.estimate import estimate
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = pick_device(options.device)
+    speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
+    source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
+    for workload in importlib.import_module(recipe.module).workloads():
+        print("\n".join(estimate(workload).lines(speed, source)))
     return 0
