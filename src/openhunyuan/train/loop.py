@@ -39,6 +39,7 @@ class StepContext:
     total_steps: int
     stage: Stage
     generator: torch.Generator
+    seed: int = 0
 
 
 class Source(Protocol):
@@ -80,6 +81,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator that depends on (seed, step) alone."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+
+
+def sample_generator(seed: int, sample: int, epoch: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, sample, epoch) alone: not on the batch or the rank a sample came to."""
+    digest = hashlib.blake2b(f"{seed}/{sample}/{epoch}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def faster_dtype(module: nn.Module, run_once) -> torch.dtype | None:  # noqa: ANN001
@@ -262,7 +269,8 @@ class Trainer:
 
     def context(self, step: int) -> StepContext:
         stage, _ = self.config.stage_at(step)
-        return StepContext(step, self.config.total_steps, stage, step_generator(self.config.seed, step))
+        seed = self.config.seed
+        return StepContext(step, self.config.total_steps, stage, step_generator(seed, step), seed)
 
     def fetch(self, step: int) -> Batch:
         stage, place = self.config.stage_at(step)

@@ -5,7 +5,7 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.loop import StepContext, Trainer, step_generator
-from openhunyuan.train.tasks.flow import FIXED_TIMES, EmptyText, FlowConfig, FlowTask
+from openhunyuan.train.tasks.flow import FIXED_TIMES, EmptyText, FlowConfig, FlowTask, draw
 
 DIT = DiTConfig(
     in_channels=4, out_channels=4, hidden_size=32, num_heads=2,
@@ -138,3 +138,20 @@ def test_a_resumed_run_of_images_and_videos_is_bit_exact(task, tmp_path):
     again.run()
     assert all(torch.equal(value, wanted[name]) for name, value in task.dit.state_dict().items())
     assert all(torch.equal(value, average[name]) for name, value in again.ema.shadow.items())
+
+
+def test_what_is_drawn_for_a_sample_does_not_depend_on_its_batch():
+    config, empty = FlowConfig(image_share=0.5, text_dropout=0.5), EmptyText(torch.zeros(1, 8), torch.zeros(8))
+    whole = video_batch(8) | {"keys": torch.tensor([[i, 2] for i in range(8)])}
+    context = StepContext(3, 9, STAGE, step_generator(0, 3), seed=7)
+    one = draw(config, empty, whole, context)
+    picked = [5, 2]
+    other = StepContext(8, 9, STAGE, step_generator(1, 8), seed=7)
+    two = draw(config, empty, {name: value[picked] for name, value in whole.items()}, other)
+    assert torch.equal(one.x_t[picked], two.x_t) and torch.equal(one.t[picked], two.t)
+    assert torch.equal(one.batch["pooled"][picked], two.batch["pooled"])
+    assert one.condition is not None and 0 < one.condition.given[:, 0].sum() < 8
+    for key, seed in (([5, 3], 7), ([5, 2], 8)):  # another epoch, another run
+        again = StepContext(3, 9, STAGE, step_generator(0, 3), seed=seed)
+        row = {name: value[5:6] for name, value in whole.items()} | {"keys": torch.tensor([key])}
+        assert not torch.equal(draw(config, empty, row, again).noise, one.noise[5:6])

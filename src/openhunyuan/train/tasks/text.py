@@ -411,11 +411,11 @@ def _template(tokenizer: Any, max_tokens: int) -> PromptTemplate:
     return PromptTemplate(text=TEMPLATE_TEXT, crop_start=crop_start, max_tokens=max_tokens)
 
 
-def _special_ids(tokenizer: Any) -> dict[str, int]:
+def _special_ids(tokenizer: Any) -> dict[str, Any]:
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def build_llama(size: LlamaSize, vocab_size: int, special_ids: Mapping[str, int]) -> Any:
+def build_llama(size: LlamaSize, vocab_size: int, special_ids: dict[str, Any]) -> Any:
     """The language model with fresh weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -437,7 +437,7 @@ def build_llama(size: LlamaSize, vocab_size: int, special_ids: Mapping[str, int]
     )
 
 
-def build_clip(size: ClipSize, vocab_size: int, special_ids: Mapping[str, int]) -> Any:
+def build_clip(size: ClipSize, vocab_size: int, special_ids: dict[str, Any]) -> Any:
     """The CLIP with fresh weights."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -477,7 +477,7 @@ def text_workloads(config: TextTrainConfig) -> list[Workload]:
     """Both runs as the estimate sees them: prompts at their longest, vocabularies at their limits."""
     llm_size, clip_size = config.llm, config.clip
     length = llm_size.max_tokens + llm_size.answer_tokens
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    ids: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     with torch.device("meta"):
         llm = build_llama(llm_size, llm_size.vocab_size, ids)
         clip = build_clip(clip_size, clip_size.vocab_size, ids)
