@@ -27,6 +27,7 @@ class TrainOptions(Record):
     dry_run: bool = Field(
         False, description="Print parameters, operations, tokens, memory and time of the recipe, and start nothing."
     )
+    report: bool = Field(False, description="Write report.html of the recipe's runs as they stand, and start nothing.")
     utilization: float = Field(
         0.25,
         gt=0,
@@ -56,6 +57,8 @@ def run(args: Sequence[str]) -> int:
     recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
     if options.dry_run:
         return _dry_run(recipe, options)
+    if options.report:
+        return _report(runs_dir / name)
     missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
     if missing:
         raise UserError(
@@ -67,6 +70,18 @@ def run(args: Sequence[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
+    return 0
+
+
+def _report(folder: Path) -> int:
+    """Write the pages of the runs in a recipe's directory; it is one, or holds several."""
+    from openhunyuan.train.report import write_report
+
+    runs = [path.parent for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])]
+    if not runs:
+        raise UserError(f"There is no run in {folder}; train the recipe first, or give its --runs-dir.")
+    for run_dir in runs:
+        print(write_report(run_dir))
     return 0
 
 

@@ -27,6 +27,7 @@ from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainCo
 from openhunyuan.train.ema import EMA
 from openhunyuan.train.faults import FaultLog, LossWatch
 from openhunyuan.train.metrics import MetricLog, progress_bar
+from openhunyuan.train.report import write_report
 
 Batch = dict[str, Any]
 
@@ -43,7 +44,11 @@ class StepContext:
 
 
 class Source(Protocol):
-    """Training data as a pure function of the step."""
+    """Training data as a pure function of the step.
+
+    A batch is tensors and values by name, or ``{"parts": [(weight, batch), ...]}``: micro-batches whose weighted losses
+    add up to the step's.
+    """
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch: ...
 
@@ -75,6 +80,8 @@ class Task(Protocol):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on ``device``."""
+    if "parts" in batch:
+        return {"parts": [(weight, to_device(part, device)) for weight, part in batch["parts"]]}
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
@@ -83,9 +90,11 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
 
 
-def sample_generator(seed: int, sample: int, epoch: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, sample, epoch) alone: not on the batch or the rank a sample came to."""
-    digest = hashlib.blake2b(f"{seed}/{sample}/{epoch}".encode(), digest_size=8).digest()
+def sample_generator(seed: int, sample: int, epoch: int, purpose: str = "") -> torch.Generator:
+    """A CPU generator that depends on (seed, sample, epoch) alone: not on the batch or the rank a sample came to.
+
+    ``purpose`` tells streams of one sample apart."""
+    digest = hashlib.blake2b(f"{seed}/{sample}/{epoch}{purpose}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
@@ -157,7 +166,8 @@ class _Ahead:
 
 
 class Trainer:
-    """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``.
+    """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``,
+    and, when it ends or is stopped, ``report.html``.
 
     A step that is not finite, or a loss that leaps (``config.faults``), sends the run back to its last checkpoint; the
     step is written to ``faults.jsonl`` and left out from then on.
@@ -289,9 +299,13 @@ class Trainer:
             optim.set_lr(held, factor)
             for optimizer in held:
                 optimizer.zero_grad(set_to_none=True)
-            with _autocast(module, dtype):
-                loss, values = self.task.loss(phase, batch, context)
-            loss.backward()
+            values: dict[str, Tensor | float] = {}
+            for weight, part in batch.get("parts") or [(1.0, batch)]:
+                with _autocast(module, dtype):
+                    loss, said = self.task.loss(phase, part, context)
+                (loss * weight).backward()
+                for key, value in said.items():
+                    values[key] = values.get(key, 0.0) + weight * value
             norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], chosen.grad_clip)
             if not torch.isfinite(norm):
                 metrics |= {f"{phase}/skipped": 1.0}
@@ -385,9 +399,11 @@ class Trainer:
         self.save()
         if stopped:
             log.close()
+            write_report(self.run_dir)
             raise SystemExit(128 + stopped[0])
         self._observe(log, force=True)
         log.close()
+        write_report(self.run_dir)
         if self.ema:
             self.ema.swap(self.model)
         return self.model.eval()
@@ -405,6 +421,7 @@ class Trainer:
             self.autocast = config.autocast
             if config.autocast == "auto":
                 batch, context = to_device(self.fetch(self.step), self.device), self.context(self.step)
+                _, batch = batch["parts"][0] if "parts" in batch else (1.0, batch)
                 fast = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
                 self.autocast = "bfloat16" if fast else "none"
                 log.write(self.step, autocast=self.autocast)

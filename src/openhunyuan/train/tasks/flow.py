@@ -114,6 +114,14 @@ def _draw_rows(
     return times, noise, torch.rand(rows, generator=g) < config.text_dropout, torch.rand(rows, generator=g)
 
 
+def draw_uniform(batch: Batch, context: StepContext, purpose: str) -> Tensor:
+    """A number in [0, 1) a sample, [B], for what else a task draws: keyed as ``draw`` keys its draws."""
+    if "keys" not in batch:
+        return torch.rand(len(batch["latents"]), generator=context.generator)
+    streams = [sample_generator(context.seed, *key, purpose) for key in batch["keys"].tolist()]
+    return torch.cat([torch.rand(1, generator=g) for g in streams])
+
+
 def text_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """What the transformer reads of the text: states, mask, pooled vector."""
     return batch["text_states"], batch["text_mask"], batch["pooled"]

@@ -19,7 +19,7 @@ from openhunyuan.diffusion.guidance import classifier_free, embedded_scales
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext, to_device
-from openhunyuan.train.tasks.flow import FIXED_TIMES, Drawn, EmptyText, FlowConfig, draw, text_of
+from openhunyuan.train.tasks.flow import FIXED_TIMES, Drawn, EmptyText, FlowConfig, draw, draw_uniform, text_of
 
 FIXED_SCALES = (2.0, 4.0, 8.0)
 
@@ -102,7 +102,7 @@ class GuidanceTask:
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
         config = self.config
         drawn = draw(config.flow, self.empty, batch, context)
-        scales = config.low + (config.high - config.low) * torch.rand(len(drawn.t), generator=context.generator)
+        scales = config.low + (config.high - config.low) * draw_uniform(batch, context, "scale")
         target = classifier_free(*self._teacher(drawn), scales)
         loss = drawn.mean((self._student(drawn, scales) - target) ** 2)
         return loss, {"loss": loss.detach()}

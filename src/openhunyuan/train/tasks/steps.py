@@ -26,7 +26,7 @@ from openhunyuan.diffusion.guidance import classifier_free, embedded_scales
 from openhunyuan.diffusion.schedule import sigmas
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext, to_device
-from openhunyuan.train.tasks.flow import Drawn, EmptyText, FlowConfig, draw, text_of
+from openhunyuan.train.tasks.flow import Drawn, EmptyText, FlowConfig, draw, draw_uniform, text_of
 
 
 class StepsConfig(Strict):
@@ -99,8 +99,8 @@ class StepsTask:
         return classifier_free(self._velocity(self.teacher, drawn, x, t, True), cond, self.config.true_cfg_scale)
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
-        config, size = self.config, len(batch["latents"])
-        place = torch.randint(config.num_steps * config.substeps, (size,), generator=context.generator)
+        config = self.config
+        place = (draw_uniform(batch, context, "place") * config.num_steps * config.substeps).long()
         end = (place // config.substeps + 1) * config.substeps
         drawn = draw(config.flow, self.empty, batch, context, self.fine[place])
         t, to, goal = (self.fine[i].to(drawn.x_t.device) for i in (place, place + 1, end))
