@@ -66,8 +66,8 @@ class FaultLog:
         self.faults: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.skipped = {int(fault["step"]) for fault in self.faults}
 
-    def add(self, step: int, reason: str, went_back_to: int) -> None:
-        """Write a fault down.
+    def add(self, step: int, reason: str, went_back_to: int, write: bool = True) -> None:
+        """Write a fault down; of several processes one writes and all remember.
 
         Raises:
             UserError: the run has had too many; says the last one.
@@ -78,7 +78,8 @@ class FaultLog:
                 f"step {went_back_to}: lower the learning rate or look at the data of the steps in {self.path}."
             )
         fault = {"step": step, "reason": reason, "went_back_to": went_back_to}
-        with self.path.open("a") as file:
-            file.write(json.dumps(fault) + "\n")
+        if write:
+            with self.path.open("a") as file:
+                file.write(json.dumps(fault) + "\n")
         self.faults.append(fault)
         self.skipped.add(step)

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
+from openhunyuan.parallel.apply import ALONE, Layout, make_mesh, placed_like, placed_states, whole
+from openhunyuan.parallel.apply import apply as parallelize
+from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint, optim
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.ema import EMA
@@ -181,11 +184,20 @@ class Trainer:
         run_dir: str | Path,
         record: dict | None = None,
         device: str | torch.device = "cpu",
+        layout: Layout | None = None,
     ):
+        """layout: how several processes share the work; ``torchrun`` says how many there are."""
         self.config, self.task, self.source = config, task, source
         self.run_dir = Path(run_dir)
         self.device = torch.device(device)
+        self.world = World.join(self.device)
         self.modules = {name: module.to(self.device) for name, module in task.modules().items()}
+        self._check_shared()
+        self.about = self.world.once(lambda: self._write_record(record or {}))
+        layout = layout or ALONE
+        mesh = make_mesh(layout, self.world, self.device.type)
+        for module in self.modules.values():
+            parallelize(module, layout, mesh)
         self.model = self.modules[task.phases[0]]
         self.optimizers = {
             phase: optim.build_optimizers(self.modules[phase], task.optimizer(phase) or config.optimizer)
@@ -196,8 +208,17 @@ class Trainer:
         self._saved: int | None = None
         self.autocast: str | None = None  # "none" or "bfloat16": what "auto" was found to mean, once for the whole run
         self.watch = LossWatch(config.faults)
-        self.about = self._write_record(record or {})
         self.faults = FaultLog(self.run_dir, config.faults.max_faults)
+
+    def _check_shared(self) -> None:
+        """What several processes cannot do yet is refused before anything is written."""
+        if self.world.size == 1:
+            return
+        chosen = [self.task.optimizer(phase) or self.config.optimizer for phase in self.task.phases]
+        if any(optimizer.name == "muon" for optimizer in chosen):
+            raise UserError("Muon needs whole matrices, but several processes shard them; use the optimizer adamw.")
+        if self.config.sample_every:
+            raise UserError("Several processes do not render samples; set sample_every to 0.")
 
     def _write_record(self, record: dict) -> dict[str, Any]:
         """The run's config beside its results; a directory that holds another run is refused.
@@ -239,10 +260,11 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = int(state["step"])
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        for name, held in self.optimizers.items():
-            for optimizer, saved in zip(held, state["optimizers"][name], strict=True):
-                optimizer.load_state_dict(saved)
+            held = module.state_dict()
+            module.load_state_dict({k: placed_like(v, held.get(k)) for k, v in state["modules"][name].items()})
+        for name, optimizers in self.optimizers.items():
+            for optimizer, saved in zip(optimizers, state["optimizers"][name], strict=True):
+                optimizer.load_state_dict(placed_states(optimizer, saved))
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.autocast = state["autocast"]
@@ -251,7 +273,10 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of where the run stands, if there is none yet."""
         if self._saved != self.step:
-            checkpoint.save(self.run_dir, self.step, self.state_dict(), self.config.keep_checkpoints, self.about)
+            state = whole(self.state_dict())
+            self.world.once(
+                lambda: checkpoint.save(self.run_dir, self.step, state, self.config.keep_checkpoints, self.about)
+            )
             self._saved = self.step
 
     def resume(self) -> bool:
@@ -260,7 +285,7 @@ class Trainer:
         Raises:
             UserError: there are checkpoints and none is whole, or the newest is of another model or run.
         """
-        found = checkpoint.newest(self.run_dir)
+        found = self.world.once(lambda: checkpoint.newest(self.run_dir))
         if found is None:
             return False
         checkpoint.check_same(found, self.about)
@@ -272,8 +297,9 @@ class Trainer:
         """After a fault in the step just made: to the last checkpoint, without that step from now on."""
         fault = self.step - 1
         self.resume()
-        get_logger("train").warning("Step %d: %s; going on from step %d without it", fault, reason, self.step)
-        self.faults.add(fault, reason, self.step)
+        if self.world.is_main:
+            get_logger("train").warning("Step %d: %s; going on from step %d without it", fault, reason, self.step)
+        self.faults.add(fault, reason, self.step, write=self.world.is_main)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -299,6 +325,8 @@ class Trainer:
             optim.set_lr(held, factor)
             for optimizer in held:
                 optimizer.zero_grad(set_to_none=True)
+            if self.world.size > 1 and "parts" not in batch:
+                raise UserError("Several processes need a source that gives each its part; use PlannedBatches.")
             values: dict[str, Tensor | float] = {}
             for weight, part in batch.get("parts") or [(1.0, batch)]:
                 with _autocast(module, dtype):
@@ -306,14 +334,16 @@ class Trainer:
                 (loss * weight).backward()
                 for key, value in said.items():
                     values[key] = values.get(key, 0.0) + weight * value
-            norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], chosen.grad_clip)
+            trained = [p for p in module.parameters() if p.requires_grad]
+            norm = whole(nn.utils.clip_grad_norm_(trained, chosen.grad_clip))
+            reported = self._added(values)
             if not torch.isfinite(norm):
                 metrics |= {f"{phase}/skipped": 1.0}
                 continue
             for optimizer in held:
                 optimizer.step()
             prefix = "" if phase == self.task.phases[0] else f"{phase}/"
-            metrics |= {f"{prefix}{k}": v for k, v in values.items()} | {
+            metrics |= {f"{prefix}{k}": v for k, v in reported.items()} | {
                 f"{prefix}grad_norm": norm,
                 f"{prefix}lr_factor": factor,
             }
@@ -321,6 +351,12 @@ class Trainer:
             self.ema.update(self.model)
         self.step += 1
         return {k: float(v) for k, v in metrics.items()}
+
+    def _added(self, values: Mapping[str, Tensor | float]) -> Mapping[str, Tensor | float]:
+        """What a phase reported, over all processes: each has weighted its own by its share of the batch."""
+        if self.world.size == 1:
+            return values
+        return self.world.sum({name: float(value) for name, value in values.items()})
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -358,7 +394,7 @@ class Trainer:
         config = self.config
         torch.set_flush_denormal(True)  # vanishing moments and averages make CPU arithmetic several times slower
         resumed = self.resume()
-        log = MetricLog(self.run_dir)
+        log = MetricLog(self.run_dir, writes=self.world.is_main)
         log.rewind(self.step)
         dtype = self._autocast_dtype(log)
         if not resumed:
@@ -366,7 +402,8 @@ class Trainer:
         self.model.train()
         since, started = {}, time.perf_counter()
         ahead = _Ahead(self.fetch, config.total_steps - 1)
-        with _stop_on_signal() as stopped, closing(ahead), progress_bar() as bar:
+        with _stop_on_signal() as received, closing(ahead), progress_bar(self.world.is_main) as bar:
+            stopped = 0
             shown = bar.add_task(config.name, total=config.total_steps, completed=self.step)
             while self.step < config.total_steps and not stopped:
                 if self.step in self.faults.skipped:
@@ -382,6 +419,7 @@ class Trainer:
                         log.rewind(self.step)
                         since, started = {}, time.perf_counter()
                         continue
+                    stopped = int(self.world.sum({"signal": received[0] if received else 0})["signal"])
                     for key, value in (metrics | {"data_wait": waited}).items():
                         since.setdefault(key, []).append(value)
                 if since and (self.step % config.log_every == 0 or self.step == config.total_steps):
@@ -397,13 +435,12 @@ class Trainer:
                 if self.step < config.total_steps:
                     self._observe(log)
         self.save()
-        if stopped:
-            log.close()
-            write_report(self.run_dir)
-            raise SystemExit(128 + stopped[0])
-        self._observe(log, force=True)
+        if not stopped:
+            self._observe(log, force=True)
         log.close()
-        write_report(self.run_dir)
+        self.world.once(lambda: write_report(self.run_dir))
+        if stopped:
+            raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
         if self.ema:
             self.ema.swap(self.model)
         return self.model.eval()
@@ -423,6 +460,6 @@ class Trainer:
                 batch, context = to_device(self.fetch(self.step), self.device), self.context(self.step)
                 _, batch = batch["parts"][0] if "parts" in batch else (1.0, batch)
                 fast = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
-                self.autocast = "bfloat16" if fast else "none"
+                self.autocast = self.world.once(lambda: "bfloat16" if fast else "none")
                 log.write(self.step, autocast=self.autocast)
         return torch.bfloat16 if self.autocast == "bfloat16" else None

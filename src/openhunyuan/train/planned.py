@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -54,14 +55,22 @@ class PlannedBatches:
                 self.world_size,
                 self.seed,
             )
-            for line in plan.report():
+            for line in plan.report() if self.rank == 0 else ():
                 get_logger("train").info("%s: %s", stage.name, line)
         return self._plans[stage]
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
-        """The micro-batches of this process at a step of the run, with their weights."""
+        """The micro-batches of this process at a step of the run, with their weights.
+
+        Sharded weights are gathered once a micro-batch, by all processes together, so that every process needs as many:
+        one that has fewer repeats its smallest with weight 0.
+        """
+        ranks = self.plan(stage).step(step).ranks
+        mine = list(ranks[self.rank])
+        smallest = min(mine, key=lambda micro: len(micro.keys) * micro.bucket.tokens)
+        mine += [replace(smallest, weight=0.0)] * (max(len(rank) for rank in ranks) - len(mine))
         parts = []
-        for micro in self.plan(stage).step(step).ranks[self.rank]:
+        for micro in mine:
             samples = [self.samples[number] for number, _ in micro.keys]
             if self.captions:
                 samples = self.captions.apply(samples, micro.keys)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t, velocity_target
 from openhunyuan.infer.conditions import FrameCondition, first_frames
 from openhunyuan.train.config import OptimizerConfig, Strict
-from openhunyuan.train.loop import Batch, StepContext, sample_generator, to_device
+from openhunyuan.train.loop import Batch, StepContext, sample_generator, step_generator, to_device
 
 FIXED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -80,45 +80,45 @@ class Drawn:
 def draw(config: FlowConfig, empty: EmptyText, batch: Batch, context: StepContext, t: Tensor | None = None) -> Drawn:
     """Noise, times, text dropout and given frames of a batch.
 
-    A batch with ``keys`` (int64 [B, 2]: sample, epoch) draws them for every sample from its own stream, so that they do
-    not depend on the batch or the rank it came to; any other from the step's. t: the times, when they are not to be
-    drawn.
+    A batch with ``keys`` (int64 [B, 2]: sample, epoch) draws noise, time and dropout for every sample from its own
+    stream, so that they do not depend on the batch or the process it came to, and from the step's own number whether
+    first frames are given; any other draws all from the step's stream. t: the times, when they are not to be drawn.
     """
     data = batch["latents"]
-    size, is_video = len(data), data.shape[2] > 1
+    size = len(data)
     if "keys" in batch:
         drawn = [
-            _draw_rows(config, 1, data.shape[1:], sample_generator(context.seed, *key))
-            for key in batch["keys"].tolist()
+            _draw_rows(config, 1, data.shape[1:], sample_generator(context.seed, sample, epoch))
+            for sample, epoch in batch["keys"].tolist()
         ]
-        times, noise, dropped, coins = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        from_image = coins < config.image_share
+        times, noise, dropped = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        for_step = step_generator(context.seed, context.step)
     else:
-        times, noise, dropped, coins = _draw_rows(config, size, data.shape[1:], context.generator)
-        from_image = (coins[:1] < config.image_share).expand(size)  # a whole batch is one or the other
+        times, noise, dropped = _draw_rows(config, size, data.shape[1:], context.generator)
+        for_step = context.generator
     times, noise = (times if t is None else t).to(data.device), noise.to(data.device)
     batch, x_t = empty.fill(batch, dropped), interpolate(data, noise, times)
-    if not (is_video and bool(from_image.any())):
+    is_video = data.shape[2] > 1
+    if not (is_video and config.image_share and float(torch.rand((), generator=for_step)) < config.image_share):
         return Drawn(batch, x_t, times, noise)
-    given = (first_frames(size, data.shape[2]) & from_image[:, None]).to(data.device)
-    condition = FrameCondition("token_replace", data, given)
+    condition = FrameCondition("token_replace", data, first_frames(size, data.shape[2]).to(data.device))
     return Drawn(batch, condition.model_input(x_t), times, noise, condition)
 
 
 def _draw_rows(
     config: FlowConfig, rows: int, shape: Sequence[int], g: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(times, noise, dropped, coins) of ``rows`` samples from one stream."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(times, noise, dropped) of ``rows`` samples from one stream."""
     times = sample_t(rows, g, config.t_mean, config.t_std, config.t_shift)
     noise = torch.randn(rows, *shape, generator=g)
-    return times, noise, torch.rand(rows, generator=g) < config.text_dropout, torch.rand(rows, generator=g)
+    return times, noise, torch.rand(rows, generator=g) < config.text_dropout
 
 
 def draw_uniform(batch: Batch, context: StepContext, purpose: str) -> Tensor:
     """A number in [0, 1) a sample, [B], for what else a task draws: keyed as ``draw`` keys its draws."""
     if "keys" not in batch:
         return torch.rand(len(batch["latents"]), generator=context.generator)
-    streams = [sample_generator(context.seed, *key, purpose) for key in batch["keys"].tolist()]
+    streams = [sample_generator(context.seed, sample, epoch, purpose) for sample, epoch in batch["keys"].tolist()]
     return torch.cat([torch.rand(1, generator=g) for g in streams])
 
 
@@ -169,8 +169,7 @@ class FlowTask:
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
         drawn = draw(self.config, self.empty, batch, context)
         loss = self._loss(drawn)
-        whole = drawn.condition is not None and bool(drawn.condition.given[:, 0].all())
-        return loss, {"loss_image_to_video" if whole else "loss": loss.detach()}
+        return loss, {"loss_image_to_video" if drawn.condition else "loss": loss.detach()}
 
     def validate(self, context: StepContext) -> dict[str, float]:
         """Loss at fixed noise levels and noise on held-out samples; ``empty_text`` shows what the text is worth."""
