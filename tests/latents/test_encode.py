@@ -84,6 +84,17 @@ def test_a_second_run_encodes_nothing_and_a_changed_caption_only_its_shard(tmp_p
     assert encode_clips(clips, tmp_path, out, vae, LengthText(), SIZE, "other", samples_per_shard=2).written == 3
 
 
+def test_a_structured_caption_travels_with_its_sample(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 2), tmp_path / "out"
+    said = ClipCaption(captioner="truth", text="a", fields={"short": "a", "dense": "a b"})
+    clips[0] = clips[0].with_caption(said)
+    encode_clips(clips, tmp_path, out, MeanVAE(), LengthText(), SIZE, "m")
+    assert ShardDataset(out)[0].metadata["caption"] == {"short": "a", "dense": "a b"}
+    assert "caption" not in ShardDataset(out)[1].metadata
+    other = [clips[0].with_caption(said.model_copy(update={"fields": {"short": "a", "dense": "c"}})), clips[1]]
+    assert encode_clips(other, tmp_path, out, MeanVAE(), LengthText(), SIZE, "m").written == 1
+
+
 def test_a_run_that_died_goes_on_where_it_was(tmp_path: Path) -> None:
     clips, out = make_clips(tmp_path, [5] * 4), tmp_path / "out"
     encode_clips(clips, tmp_path, out, MeanVAE(), LengthText(), SIZE, "m", samples_per_shard=2)

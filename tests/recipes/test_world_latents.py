@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from openhunyuan.base.errors import UserError
 from openhunyuan.models.load import load_model, load_vae, save_vae
 from openhunyuan.recipes.world_latents import Encoders, LatentBatches, WorldLatents, draw, encode_world
 from openhunyuan.recipes.world_source import WorldClips, heldout_clips, to_video
@@ -110,3 +111,13 @@ def test_batches_come_from_the_set_of_the_asked_shape(encoded):
         for b in (source.batch(0, stage, SHAPE), source.batch(1, stage, SHAPE))
     ]
     assert set(prompts[0]).isdisjoint(prompts[1])  # an epoch shows every sample once
+
+
+def test_keys_name_the_sample_and_its_epoch_and_another_shape_is_refused(encoded):
+    source = LatentBatches([encoded[2], encoded[2]], seed=0)
+    stage, count = Stage(name="s", steps=99, shapes=(SHAPE,)), len(encoded[2])
+    keys = torch.cat([source.batch(step, stage, SHAPE)["keys"] for step in range(2 * count)])
+    assert len({tuple(key) for key in keys.tolist()}) == len(keys) == 6 * count
+    assert keys[:, 1].unique().tolist() == list(range(6))
+    with pytest.raises(UserError, match="needs latents of 1x2x2, but the data holds 2x4x4"):
+        source.batch(0, stage, BatchShape(batch_size=1, num_frames=1, height=16, width=16))

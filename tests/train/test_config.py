@@ -1,7 +1,7 @@
 import pytest
-from pydantic import ValidationError
 
-from openhunyuan.train.config import BatchShape, Stage, TrainConfig
+from openhunyuan.base.errors import UserError
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 
 
 def shape(batch_size: int, num_frames: int = 1, share: int = 1) -> BatchShape:
@@ -28,10 +28,20 @@ def test_stage_at_walks_through_the_stages():
 
 @pytest.mark.parametrize("num_frames", [2, 16, 18])
 def test_frames_that_no_latent_holds_are_refused(num_frames: int):
-    with pytest.raises(ValidationError, match="4n\\+1"):
+    with pytest.raises(UserError, match="4n\\+1"):
         shape(1, num_frames)
 
 
-def test_unknown_keys_are_errors():
-    with pytest.raises(ValidationError, match="batchsize"):
-        BatchShape.model_validate({"batchsize": 1, "batch_size": 1, "num_frames": 1, "height": 16, "width": 16})
+def test_unknown_keys_are_errors_that_name_the_nearest():
+    with pytest.raises(UserError, match=r"Unknown field batchsize; did you mean batch_size\?"):
+        BatchShape(batchsize=1, batch_size=1, num_frames=1, height=16, width=16)
+    with pytest.raises(UserError, match=r"weight_decai; did you mean weight_decay\?"):
+        OptimizerConfig(weight_decai=0.1)
+
+
+def test_unknown_keys_inside_a_stored_run_are_errors_too():
+    stored = TrainConfig(name="r", stages=(Stage(name="a", steps=3, shapes=(shape(1),)),)).model_dump(mode="json")
+    assert TrainConfig(**stored).total_steps == 3
+    stored["optimizer"]["muonlr"] = 0.1
+    with pytest.raises(UserError, match=r"muonlr; did you mean muon_lr\?"):
+        TrainConfig(**stored)

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import nn
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.train import checkpoint
-from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.config import BatchShape, FaultConfig, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.loop import Trainer, faster_dtype, step_generator
 
 SHAPE = BatchShape(batch_size=8, num_frames=1, height=16, width=16)
@@ -117,21 +119,129 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(tmp_path):
     assert metrics["model/skipped"] == 1 and torch.equal(before, task.net.weight)
 
 
-def test_a_checkpoint_that_could_run_code_is_refused(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return print, ("ran",)
+class Poisoned(Regression):
+    """Its data is NaN, or a thousand times too large, at one step."""
 
-    path = tmp_path / "step_00000001.pt"
-    torch.save({"step": Payload()}, path)
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        checkpoint.load(path)
+    def __init__(self, step, factor=float("nan")):
+        super().__init__()
+        self.bad, self.factor = step, factor
+
+    def batch(self, step, stage, shape):
+        batch = super().batch(step, stage, shape)
+        return {"x": batch["x"] * self.factor} if step == self.bad else batch
 
 
-def test_a_partial_checkpoint_is_not_found(tmp_path):
-    checkpoint.save(tmp_path, 5, {"step": 5}, keep=2)
-    (tmp_path / "checkpoints" / "step_00000006.partial").write_bytes(b"half")
-    assert [n for n, _ in checkpoint.checkpoints(tmp_path)] == [5]
+@pytest.mark.parametrize("factor", [float("nan"), 1e3])
+def test_a_step_gone_wrong_goes_back_and_is_left_out(tmp_path, factor):
+    cfg = config(60, faults=FaultConfig(spike_factor=20.0))
+    task = Poisoned(35, factor)
+    trainer = run(tmp_path / "faulty", task, cfg)
+    (fault,) = [json.loads(line) for line in (tmp_path / "faulty" / "faults.jsonl").read_text().splitlines()]
+    assert (fault["step"], fault["went_back_to"]) == (35, 30)
+    assert ("not finite" in fault["reason"]) == (factor != factor)
+    # the same weights as a run that was told from the start to leave the step out
+    other = tmp_path / "told"
+    other.mkdir()
+    (other / "faults.jsonl").write_text(json.dumps(fault) + "\n")
+    told = Regression()
+    assert torch.equal(run(other, told, cfg).ema.shadow["weight"], trainer.ema.shadow["weight"])
+    assert torch.equal(told.net.weight, task.net.weight)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "faulty" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 60  # what was made twice is recorded once
+
+
+def test_a_spike_is_no_fault_unless_asked_for(tmp_path):
+    run(tmp_path, Poisoned(35, 1e3), config(40))
+    assert not (tmp_path / "faults.jsonl").exists()
+
+
+def test_a_run_that_keeps_going_wrong_ends_with_its_last_checkpoint(tmp_path):
+    class Broken(Regression):
+        def batch(self, step, stage, shape):
+            batch = super().batch(step, stage, shape)
+            return {"x": batch["x"] * float("nan")} if step > 11 else batch
+
+    with pytest.raises(UserError, match=r"went wrong 4 times \(last at step 15: .*not finite\).*step 10"):
+        run(tmp_path, Broken(), config(faults=FaultConfig(max_faults=3)))
+    assert [n for n, _ in checkpoint.checkpoints(tmp_path)] == [0, 10]
+
+
+def test_sigterm_saves_and_loses_nothing(tmp_path):
+    class Interrupted(Regression):
+        def loss(self, phase, batch, context):
+            if context.step == 17:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().loss(phase, batch, context)
+
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "stopped", Interrupted())
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert checkpoint.checkpoints(tmp_path / "stopped")[-1][0] == 18  # the step that was being made is in it
+    again, whole = Regression(), Regression()
+    run(tmp_path / "stopped", again)
+    run(tmp_path / "whole", whole)
+    assert torch.equal(whole.net.weight, again.net.weight)
+
+
+def test_a_corrupted_newest_checkpoint_is_left_for_the_one_before(tmp_path):
+    whole, again = Regression(), Regression()
+    run(tmp_path / "whole", whole)
+    run(tmp_path / "run", Regression())
+    newest = checkpoint.checkpoints(tmp_path / "run")[-1][1]
+    assert newest.name == "step_00000040"
+    weights = newest / "modules.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    trainer = Trainer(config(), again, again, tmp_path / "run")
+    assert trainer.resume() and trainer.step == 30
+    run(tmp_path / "run", again := Regression())
+    assert torch.equal(whole.net.weight, again.net.weight)
+    assert (tmp_path / "run" / "checkpoints" / "step_00000040.damaged").is_dir()
+
+
+def test_when_every_checkpoint_is_damaged_it_does_not_start_over_silently(tmp_path):
+    run(tmp_path, Regression())
+    for _, path in checkpoint.checkpoints(tmp_path):
+        (path / "modules.safetensors").unlink()
+    with pytest.raises(UserError, match=r"modules\.safetensors is missing"):
+        run(tmp_path, Regression())
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    from openhunyuan.base import tensorfile
+
+    written = checkpoint.write_safetensors
+
+    def full(path, tensors, *rest):
+        if "step_00000020" in str(path) and "optimizers" in path.name:
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device", str(path))
+        return written(path, tensors, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    with pytest.raises(OSError, match=r"step 20 cannot be written .*No space left.*last good one is step_00000010"):
+        run(tmp_path, Regression())
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000000", "step_00000010"]
+    monkeypatch.setattr(checkpoint, "write_safetensors", tensorfile.write_safetensors)
+    whole, again = Regression(), Regression()
+    run(tmp_path, again)
+    run(tmp_path / "whole", whole)
+    assert torch.equal(whole.net.weight, again.net.weight)
+
+
+def test_what_auto_was_found_to_mean_holds_for_the_whole_run(tmp_path, monkeypatch):
+    from openhunyuan.train import loop
+
+    monkeypatch.setattr(loop, "faster_dtype", lambda *_: torch.bfloat16)
+    trainer = Trainer(config(autocast="auto"), task := Regression(), task, tmp_path)
+    log = loop.MetricLog(tmp_path, tensorboard=False)
+    assert trainer._autocast_dtype(log) is torch.bfloat16
+    trainer.save()
+    monkeypatch.setattr(loop, "faster_dtype", lambda *_: None)  # the machine is busier now
+    again = Trainer(config(autocast="auto"), task, task, tmp_path)
+    again.resume()
+    assert again._autocast_dtype(log) is torch.bfloat16
 
 
 def test_the_faster_dtype_is_measured():

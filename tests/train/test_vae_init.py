@@ -5,8 +5,8 @@ import torch
 from openhunyuan.base.errors import UserError
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
+from openhunyuan.models.vae.quality import psnr
 from openhunyuan.tiny import world
-from openhunyuan.train.tasks.autoencode import psnr
 from openhunyuan.train.vae_init import fit_linear_pyramid
 
 

@@ -13,7 +13,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, unknown
 from openhunyuan.cli.parse import parse
 from openhunyuan.infer.output import check_folder
-from openhunyuan.recipes.registry import RECIPES
+from openhunyuan.recipes.registry import RECIPES, Recipe
 
 
 class TrainOptions(Record):
@@ -30,6 +30,16 @@ class TrainOptions(Record):
     )
     steps: int = Field(300, ge=1, description="With --data: training steps.")
     threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
+    dry_run: bool = Field(
+        False, description="Print parameters, operations, tokens, memory and time of the recipe, and start nothing."
+    )
+    report: bool = Field(False, description="Write report.html of the recipe's runs as they stand, and start nothing.")
+    utilization: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="--dry-run: share of the measured matrix speed that training is taken to reach.",
+    )
 
 
 def usage() -> str:
@@ -51,6 +61,10 @@ def run(args: Sequence[str]) -> int:
         raise UserError(unknown("recipe", name, RECIPES))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
     recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
+    if options.dry_run:
+        return _dry_run(recipe, options)
+    if options.report:
+        return _report(runs_dir / name)
     if options.data is not None:
         return _train_on_data(name, options, Path(options.data), runs_dir)
     missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
@@ -79,4 +93,33 @@ def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path)
     if options.threads:
         torch.set_num_threads(options.threads)
     print(own_data.train(data, runs_dir, options.steps, pick_device(options.device)))
+    return 0
+
+
+def _report(folder: Path) -> int:
+    """Write the pages of the runs in a recipe's directory; it is one, or holds several."""
+    from openhunyuan.train.report import write_report
+
+    runs = [path.parent for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])]
+    if not runs:
+        raise UserError(f"There is no run in {folder}; train the recipe first, or give its --runs-dir.")
+    for run_dir in runs:
+        print(write_report(run_dir))
+    return 0
+
+
+def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
+    """Count the recipe's runs; the device's speed is measured for a moment, nothing is written."""
+    import torch
+
+    from openhunyuan.base.device import measure_matmul
+    from openhunyuan.train.estimate import estimate
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = pick_device(options.device)
+    speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
+    source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
+    for workload in importlib.import_module(recipe.module).workloads():
+        print("\n".join(estimate(workload).lines(speed, source)))
     return 0

@@ -10,10 +10,16 @@ def embedded_guidance(scale: float, batch: int = 1, device: torch.device | str |
     6.0 becomes 6016: bf16 values near 6000 are 32 apart, and the weights were trained and used at that value
     (release fact B.3).
     """
-    value = torch.tensor([scale], dtype=torch.bfloat16, device=device) * 1000.0
-    return value.float().expand(batch)
+    return embedded_scales(torch.tensor([scale], device=device)).expand(batch)
 
 
-def classifier_free(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
-    """uncond + scale·(cond − uncond). scale 1 gives cond, 0 gives uncond."""
+def embedded_scales(scales: Tensor) -> Tensor:
+    """The same for a scale a sample, [B] → fp32 [B]: training draws them."""
+    return (scales.to(torch.bfloat16) * 1000.0).float()
+
+
+def classifier_free(uncond: Tensor, cond: Tensor, scale: float | Tensor) -> Tensor:
+    """uncond + scale·(cond − uncond), all [B, ...]; scale: one for all, or [B]. 1 gives cond, 0 gives uncond."""
+    if isinstance(scale, Tensor):
+        scale = scale.to(cond).reshape(-1, *[1] * (cond.ndim - 1))
     return torch.lerp(uncond, cond, scale)

@@ -1,7 +1,7 @@
 """Clips with captions in, latent shards out: the VAE and the text encoders run once, training reads the result.
 
 Which clip goes to which shard is decided before anything is encoded, and each shard carries a key made of its clips,
-their prompts, the size and the model. A run that is started again encodes only the shards that are missing, cut off
+their captions, the size and the model. A run that is started again encodes only the shards that are missing, cut off
 or made from something else.
 """
 
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,10 +22,8 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import iter_video
 from openhunyuan.curate.clip import Clip
+from openhunyuan.latents.captions import CAPTION, PromptEncoder
 from openhunyuan.latents.shards import LatentSample, read_shard_header, shard_name, write_index, write_shard
-
-if TYPE_CHECKING:
-    from openhunyuan.models.text.encoder import TextFeatures
 
 
 class LatentEncoder(Protocol):
@@ -34,12 +32,6 @@ class LatentEncoder(Protocol):
     def encode_latents(self, x: Tensor) -> Tensor:
         """Pixels [B, 3, F, H, W] in [-1, 1] -> scaled latents [B, C, T, h, w]."""
         ...
-
-
-class PromptEncoder(Protocol):
-    """The text encoders as this room sees them."""
-
-    def encode(self, prompts: list[str], data_type: str = "video") -> TextFeatures: ...
 
 
 @dataclass(frozen=True)
@@ -129,8 +121,9 @@ def encode_clips(
 
 
 def shard_key(group: Sequence[tuple[Clip, str]], provenance: dict[str, Any]) -> str:
-    """Hash of everything a shard is made from: its clips and prompts in order, the size, the rate, the model."""
-    content = json.dumps([[[clip.id, prompt] for clip, prompt in group], provenance], sort_keys=True)
+    """Hash of everything a shard is made from: its clips and captions in order, the size, the rate, the model."""
+    made_from = [[clip.id, prompt, clip.captions[-1].fields if clip.captions else {}] for clip, prompt in group]
+    content = json.dumps([made_from, provenance], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -173,6 +166,8 @@ def _encode_one(
     latents = vae.encode_latents(pixels)[0]
     features = text.encode([prompt], data_type="image" if size.num_frames == 1 else "video")
     metadata = {"clip": clip.id, "source": clip.source, "camera": clip.camera, "fps": fps or clip.fps}
+    if clip.captions and clip.captions[-1].fields:
+        metadata[CAPTION] = clip.captions[-1].fields  # other texts can be assembled from it when batches are made
     return LatentSample(latents, features.states[0][features.mask[0]], features.pooled[0], prompt, metadata)
 
 

@@ -369,7 +369,7 @@ class Loader:
                 shares.append(entry.weight * len(indices) / len(entry.dataset))
         if not self._sources:
             raise ValueError("the mix is empty")
-        self._counts = _apportion(shares, self.PERIOD)
+        self._counts = apportion(shares, self.PERIOD)
         self._deck = np.repeat(np.arange(len(self._counts)), self._counts)
 
     def source_of(self, step: int) -> tuple[int, int]:
@@ -396,7 +396,7 @@ class Loader:
         return dataset.batch(indices, dtype)
 
 
-def _apportion(shares: Sequence[float], seats: int) -> np.ndarray:
+def apportion(shares: Sequence[float], seats: int) -> np.ndarray:
     """Whole seats for each share (largest remainder), at least one each, summing to `seats`."""
     if len(shares) > seats:
         raise ValueError(f"at most {seats} buckets in one mix, got {len(shares)}")

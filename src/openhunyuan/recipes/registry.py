@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a recipe's ``train(runs_dir)`` is, what it makes and what it needs in the runs directory."""
+    """Where a recipe's ``train(runs_dir)`` and ``workloads()`` are, what it makes and what it needs among the runs."""
 
     module: str
     makes: str

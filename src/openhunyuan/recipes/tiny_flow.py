@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import write_image, write_video
 from openhunyuan.latents.shards import ShardDataset
 from openhunyuan.models.dit.config import DiTConfig
@@ -19,6 +20,7 @@ from openhunyuan.models.load import load_dit, load_vae, save_dit, save_model_fol
 from openhunyuan.recipes.world_latents import Encoders, LatentBatches, WorldLatents, encode_world
 from openhunyuan.tiny.vocabulary import MOTIONS
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.estimate import Workload
 from openhunyuan.train.loop import Trainer
 from openhunyuan.train.tasks.flow import EmptyText, FlowConfig, FlowTask
 
@@ -75,9 +77,7 @@ VIDEO = TrainConfig(
     seed=3,
     stages=(
         Stage(name="video-32x33", steps=150, shapes=(_shape(48, 33, 32, share=5), _shape(64, 1))),
-        Stage(
-            name="video-64x33", steps=8_850, shapes=(_shape(24, 33, share=7), _shape(24, 17), _shape(64, 1))
-        ),
+        Stage(name="video-64x33", steps=8_850, shapes=(_shape(24, 33, share=7), _shape(24, 17), _shape(64, 1))),
     ),
     optimizer=OPTIMIZER,
     ema_decay=0.998,
@@ -119,6 +119,31 @@ def datasets(
     wanted = {name: spec for name, spec in HELDOUT.items() if name in names}
     held = {name: encode_world(data_dir / f"heldout-{name}", spec, **options) for name, spec in wanted.items()}
     return train, {name: d.batch(range(min(48, len(d)))) for name, d in held.items()}
+
+
+TEXT_TOKENS = 48  # of a long prompt of the world, for the estimate
+
+
+def workload(which: str) -> Workload:
+    """What ``tiny-image`` or ``tiny-video`` costs."""
+    with torch.device("meta"):
+        dit = DiT(DIT)
+
+    def forward(shape: BatchShape) -> torch.Tensor:
+        size, latent = shape.batch_size, VideoSize(shape.num_frames, shape.height, shape.width).latent
+        with torch.device("meta"):
+            return dit(
+                torch.empty(size, DIT.in_channels, latent.frames, latent.height, latent.width),
+                torch.empty(size),
+                torch.empty(size, TEXT_TOKENS, DIT.text_dim),
+                torch.ones(size, TEXT_TOKENS, dtype=torch.bool),
+                torch.empty(size, DIT.pooled_dim),
+            )
+
+    def tokens(shape: BatchShape) -> int:
+        return VideoSize(shape.num_frames, shape.height, shape.width).latent.tokens(DIT.patch_size)
+
+    return Workload({"tiny-image": IMAGE, "tiny-video": VIDEO}[which], {"model": dit}, forward, tokens)
 
 
 def train(

@@ -21,7 +21,8 @@ from openhunyuan.caption.schema import assemble
 from openhunyuan.tiny.vocabulary import MATERIALS, MOTIONS, SHAPES, is_heldout
 from openhunyuan.tiny.world import Scene, render, sample_scene
 from openhunyuan.train.config import Strict
-from openhunyuan.train.tasks.text import LabelledScene, TextData, TextTrainConfig, train_text
+from openhunyuan.train.estimate import Workload
+from openhunyuan.train.tasks.text import LabelledScene, TextData, TextTrainConfig, text_workloads, train_text
 
 # Frames of a clip to draw one from: the first and last moments are as likely as the middle ones.
 _CLIP_LENGTHS = (1, 2, 3, 5)
@@ -119,6 +120,11 @@ def _any(values: Sequence[T], rng: np.random.Generator) -> T:
 
 def _seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
+
+
+def workloads() -> list[Workload]:
+    """What the recipe's runs cost, for ``--dry-run``."""
+    return text_workloads(_DEFAULT.train)
 
 
 def train(runs_dir: Path, config: TinyTextConfig = _DEFAULT, device: torch.device | None = None) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openhunyuan.base.sizes import VideoSize
 from openhunyuan.models.load import load_vae, save_vae
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
@@ -18,6 +19,7 @@ from openhunyuan.recipes.world_source import WorldClips, heldout_clips, to_video
 from openhunyuan.tiny import world
 from openhunyuan.tiny.vocabulary import MOTIONS
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.estimate import Workload
 from openhunyuan.train.latent_scale import channel_statistics, fold_normalisation
 from openhunyuan.train.loop import Trainer
 from openhunyuan.train.perceptual import ClipFeatures
@@ -117,6 +119,38 @@ def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 
     vae = CausalVAE(config)
     fit_linear_pyramid(vae, torch.stack([to_video(world.render(s, num_frames, size, size)) for s in scenes]), seed)
     return vae
+
+
+def workloads() -> list[Workload]:
+    """What ``tiny-vae`` costs, for ``--dry-run``."""
+    return [_workload(TRAIN, LOSS)]
+
+
+def decoder_workloads() -> list[Workload]:
+    """What ``tiny-vae-decoder`` costs, for ``--dry-run``."""
+    return [_workload(DECODER, DECODER_LOSS)]
+
+
+def _workload(config: TrainConfig, loss: AutoencodeConfig) -> Workload:
+    with torch.device("meta"):
+        vae = CausalVAE(VAE)
+        task = AutoencodeTask(loss, vae, None, {})
+
+    def forward(shape: BatchShape) -> object:
+        video = torch.empty(shape.batch_size, 3, shape.num_frames, shape.height, shape.width, device="meta")
+        with torch.set_grad_enabled(not loss.decoder_only):
+            latents = vae.encode(video).mode()
+        decoded = vae.decode(latents)
+        # As an opponent it sees the decoded clip, in its own turn that and the true one.
+        return [task.discriminator(x) for x in (decoded, decoded, video)] if task.discriminator else decoded
+
+    def tokens(shape: BatchShape) -> int:
+        latent = VideoSize(shape.num_frames, shape.height, shape.width).latent
+        return latent.frames * latent.height * latent.width
+
+    own = {"discriminator": loss.discriminator} if task.discriminator else {}
+    note = "tokens are latent positions; the perceptual network is not counted" if loss.perceptual_weight else ""
+    return Workload(config, task.modules(), forward, tokens, own, note or "tokens are latent positions")
 
 
 def train(

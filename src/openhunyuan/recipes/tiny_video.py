@@ -7,6 +7,12 @@ from pathlib import Path
 import torch
 
 from openhunyuan.recipes import tiny_flow
+from openhunyuan.train.estimate import Workload
+
+
+def workloads() -> list[Workload]:
+    """What the recipe's run costs, for ``--dry-run``."""
+    return [tiny_flow.workload("tiny-video")]
 
 
 def train(runs_dir: Path, device: torch.device = tiny_flow.CPU) -> Path:

@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openhunyuan.base.errors import UserError
+from openhunyuan.latents.captions import CaptionAssembly
 from openhunyuan.latents.shards import (
     LatentSample,
     ShardDataset,
+    collate,
     epoch_shuffled,
     read_shard_header,
     shard_name,
@@ -98,7 +101,8 @@ def encode_world(
     device = device or torch.device("cpu")
     folder.mkdir(parents=True, exist_ok=True)
     per_shard = max(1, frames_per_shard // spec.num_frames)
-    names, missing, done = [], [], 0
+    missing: list[tuple[Path, WorldLatents, range, str]] = []
+    names, done = [], 0
     for first in range(0, spec.count, per_shard):
         numbers = range(first, min(first + per_shard, spec.count))
         name = shard_name(first // per_shard)
@@ -163,17 +167,35 @@ def _encode(
 
 
 class LatentBatches:
-    """Source for task ``flow``: batches of the stage's shape, from the encoded set that has it."""
+    """Source for task ``flow``: batches of the stage's shape, from the encoded set that has it.
+
+    ``keys`` of a batch are (sample, epoch), the sample counted over all sets: noise, time and dropout of a sample are
+    drawn from them. With ``captions``, texts are assembled anew in every epoch where samples carry their caption.
+    """
 
     at_hand = True
 
-    def __init__(self, datasets: list[ShardDataset], seed: int):
-        self.seed = seed
-        self.by_shape = {shape[1:]: (d, rows) for d in datasets for shape, rows in d.buckets().items()}
+    def __init__(self, datasets: list[ShardDataset], seed: int, captions: CaptionAssembly | None = None):
+        self.seed, self.captions = seed, captions
+        self.by_shape: dict[tuple[int, ...], tuple[ShardDataset, list[int], int]] = {}
+        first = 0
+        for dataset in datasets:
+            for shape, rows in dataset.buckets().items():
+                self.by_shape[shape[1:]] = dataset, rows, first
+            first += len(dataset)
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         wanted = ((shape.num_frames - 1) // 4 + 1, shape.height // 8, shape.width // 8)
-        dataset, rows = self.by_shape[wanted]
+        if wanted not in self.by_shape:
+            held = ", ".join("x".join(map(str, known)) for known in self.by_shape)
+            raise UserError(
+                f"Stage {stage.name} needs latents of {'x'.join(map(str, wanted))}, but the data holds {held}."
+            )
+        dataset, rows, first = self.by_shape[wanted]
         positions = range(step * shape.batch_size, (step + 1) * shape.batch_size)
-        chosen = epoch_shuffled(len(rows), positions, self.seed, *wanted)
-        return dataset.batch([rows[i] for i in chosen])
+        chosen = [rows[i] for i in epoch_shuffled(len(rows), positions, self.seed, *wanted)]
+        keys = [(first + row, place // len(rows)) for row, place in zip(chosen, positions, strict=True)]
+        samples = [dataset[row] for row in chosen]
+        if self.captions:
+            samples = self.captions.apply(samples, keys)
+        return collate(samples) | {"keys": torch.tensor(keys)}

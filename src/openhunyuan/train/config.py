@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from openhunyuan.base.record import Record
 
 
-class Strict(BaseModel):
-    """Base of every training record: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Strict(Record):
+    """Base of every training record: immutable, and an unknown key is an error that names the nearest known one."""
 
 
 class OptimizerConfig(Strict):
@@ -74,6 +74,19 @@ class Stage(Strict):
         return self.shapes[turns[step_in_stage % total][1]]
 
 
+class FaultConfig(Strict):
+    """What counts as a step gone wrong; the run goes back to its last checkpoint and leaves that step out."""
+
+    spike_factor: float = Field(
+        default=0.0,
+        ge=0,
+        description="a loss this many robust standard deviations above the usual one is a fault; 0 = only what is "
+        "not finite",
+    )
+    spike_window: int = Field(default=100, ge=20, description="last losses of a kind that say what is usual")
+    max_faults: int = Field(default=10, ge=0, description="a run that goes wrong more often ends")
+
+
 class TrainConfig(Strict):
     """Everything a run needs but its data: the same config, data and machine give the same weights."""
 
@@ -86,6 +99,7 @@ class TrainConfig(Strict):
         default="none", description="'auto' measures at start and picks the faster"
     )
     compile: bool = False
+    faults: FaultConfig = FaultConfig()
     checkpoint_every: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
     sample_every: int = Field(default=500, ge=0, description="steps between rendered samples; 0 = never")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from openhunyuan.parallel.apply import local, placed_like
+
 
 class EMA:
     """Shadow of a module's state. The decay warms up as (1+n)/(10+n), so that early steps are forgotten."""
@@ -20,14 +22,17 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = module.state_dict()
         keys = list(self.shadow)
-        torch._foreach_lerp_([self.shadow[k] for k in keys], [state[k].float() for k in keys], 1 - decay)
+        shadows, values = [local(self.shadow[k]) for k in keys], [local(state[k]).float() for k in keys]
+        torch._foreach_lerp_(shadows, values, 1 - decay)
 
     def state_dict(self) -> dict[str, object]:
         return {"updates": self.updates, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict) -> None:
         self.updates = int(state["updates"])
-        self.shadow = {k: v.to(self.shadow[k].device, copy=True) for k, v in state["shadow"].items()}
+        self.shadow = {
+            k: placed_like(v.to(self.shadow[k].device, copy=True), self.shadow[k]) for k, v in state["shadow"].items()
+        }
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:

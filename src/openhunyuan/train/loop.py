@@ -6,12 +6,13 @@ step number, so a run that is stopped and started again repeats exactly the step
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.log import get_logger
+from openhunyuan.parallel.apply import ALONE, Layout, make_mesh, placed_like, placed_states, whole
+from openhunyuan.parallel.apply import apply as parallelize
+from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint, optim
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.ema import EMA
+from openhunyuan.train.faults import FaultLog, LossWatch
 from openhunyuan.train.metrics import MetricLog, progress_bar
+from openhunyuan.train.report import write_report
 
 Batch = dict[str, Any]
 
@@ -36,10 +43,14 @@ class StepContext:
     total_steps: int
     stage: Stage
     generator: torch.Generator
+    seed: int = 0
 
 
 class Source(Protocol):
     """Training data as a pure function of the step.
+
+    A batch is tensors and values by name, or ``{"parts": [(weight, batch), ...]}``: micro-batches whose weighted losses
+    add up to the step's.
 
     One whose attribute ``at_hand`` is true is not read ahead: where a batch takes a millisecond, a second thread with
     threads of its own costs the step far more on a CPU.
@@ -75,12 +86,22 @@ class Task(Protocol):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on ``device``."""
+    if "parts" in batch:
+        return {"parts": [(weight, to_device(part, device)) for weight, part in batch["parts"]]}
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator that depends on (seed, step) alone."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+
+
+def sample_generator(seed: int, sample: int, epoch: int, purpose: str = "") -> torch.Generator:
+    """A CPU generator that depends on (seed, sample, epoch) alone: not on the batch or the rank a sample came to.
+
+    ``purpose`` tells streams of one sample apart."""
+    digest = hashlib.blake2b(f"{seed}/{sample}/{epoch}{purpose}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def faster_dtype(module: nn.Module, run_once) -> torch.dtype | None:  # noqa: ANN001
@@ -120,8 +141,45 @@ def _stop_on_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class _Ahead:
+    """The batch after this one, fetched in a thread meanwhile; not ``at_hand`` ones (see ``Source``)."""
+
+    def __init__(self, fetch: Callable[[int], Batch], last: int, at_hand: bool) -> None:
+        self.fetch, self.last, self.at_hand = fetch, last, at_hand
+        self.pool = ThreadPoolExecutor(1)
+        self.waiting: tuple[int, Future[Batch]] | None = None
+
+    def take(self, step: int) -> Batch:
+        """The batch of ``step``; the next one is asked for."""
+        if self.at_hand:
+            return self.fetch(step)
+        if self.waiting is None or self.waiting[0] != step:
+            self._ask(step)
+        assert self.waiting is not None
+        batch = self.waiting[1].result()
+        self.waiting = None
+        if step < self.last:
+            self._ask(step + 1)
+        return batch
+
+    def _ask(self, step: int) -> None:
+        self.close(wait=False)
+        self.waiting = step, self.pool.submit(self.fetch, step)
+
+    def close(self, wait: bool = True) -> None:
+        if self.waiting:
+            self.waiting[1].cancel()
+        if wait:
+            self.pool.shutdown()
+
+
 class Trainer:
-    """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``."""
+    """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``,
+    and, when it ends or is stopped, ``report.html``.
+
+    A step that is not finite, or a loss that leaps (``config.faults``), sends the run back to its last checkpoint; the
+    step is written to ``faults.jsonl`` and left out from then on.
+    """
 
     def __init__(
         self,
@@ -131,11 +189,20 @@ class Trainer:
         run_dir: str | Path,
         record: dict | None = None,
         device: str | torch.device = "cpu",
+        layout: Layout | None = None,
     ):
+        """layout: how several processes share the work; ``torchrun`` says how many there are."""
         self.config, self.task, self.source = config, task, source
         self.run_dir = Path(run_dir)
         self.device = torch.device(device)
+        self.world = World.join(self.device)
         self.modules = {name: module.to(self.device) for name, module in task.modules().items()}
+        self._check_shared()
+        self.about = self.world.once(lambda: self._write_record(record or {}))
+        layout = layout or ALONE
+        mesh = make_mesh(layout, self.world, self.device.type)
+        for module in self.modules.values():
+            parallelize(module, layout, mesh)
         self.model = self.modules[task.phases[0]]
         self.optimizers = {
             phase: optim.build_optimizers(self.modules[phase], task.optimizer(phase) or config.optimizer)
@@ -143,25 +210,45 @@ class Trainer:
         }
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.step = 0
-        self._write_record(record or {})
+        self._saved: int | None = None
+        self.autocast: str | None = None  # "none" or "bfloat16": what "auto" was found to mean, once for the whole run
+        self.watch = LossWatch(config.faults)
+        self.faults = FaultLog(self.run_dir, config.faults.max_faults)
 
-    def _write_record(self, record: dict) -> None:
-        """The run's config beside its results; a directory that holds another run is refused."""
-        value = {"train": self.config.model_dump(mode="json"), **record}
+    def _check_shared(self) -> None:
+        """What several processes cannot do yet is refused before anything is written."""
+        if self.world.size == 1:
+            return
+        chosen = [self.task.optimizer(phase) or self.config.optimizer for phase in self.task.phases]
+        if any(optimizer.name == "muon" for optimizer in chosen):
+            raise UserError("Muon needs whole matrices, but several processes shard them; use the optimizer adamw.")
+        if self.config.sample_every:
+            raise UserError("Several processes do not render samples; set sample_every to 0.")
+
+    def _write_record(self, record: dict) -> dict[str, Any]:
+        """The run's config beside its results; a directory that holds another run is refused.
+
+        Returns what every checkpoint says it is of: the record's hash and each module's architecture.
+        """
+        value = json.loads(json.dumps({"train": self.config.model_dump(mode="json"), **record}))
         path = self.run_dir / "run.json"
         if path.exists():
             held = json.loads(path.read_text())
-            if held != json.loads(json.dumps(value)):
-                changed = sorted(
-                    k for k in set(held) | set(value) if held.get(k) != json.loads(json.dumps(value)).get(k)
-                )
+            if held != value:
+                changed = sorted(k for k in set(held) | set(value) if held.get(k) != value.get(k))
                 raise UserError(
                     f"{self.run_dir} holds another run (different: {', '.join(changed)}); "
                     "choose another output directory or delete it"
                 )
-            return
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=1))
+        else:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(value, indent=1))
+            partial.replace(path)
+        return {
+            "run": hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest(),
+            "modules": {name: checkpoint.fingerprint(module) for name, module in self.modules.items()},
+        }
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -171,43 +258,64 @@ class Trainer:
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": {name: [o.state_dict() for o in held] for name, held in self.optimizers.items()},
             "ema": self.ema.state_dict() if self.ema else None,
+            "autocast": self.autocast,
+            "losses": self.watch.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = int(state["step"])
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        for name, held in self.optimizers.items():
-            for optimizer, saved in zip(held, state["optimizers"][name], strict=True):
-                optimizer.load_state_dict(saved)
+            held = module.state_dict()
+            module.load_state_dict({k: placed_like(v, held.get(k)) for k, v in state["modules"][name].items()})
+        for name, optimizers in self.optimizers.items():
+            for optimizer, saved in zip(optimizers, state["optimizers"][name], strict=True):
+                optimizer.load_state_dict(placed_states(optimizer, saved))
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        self.autocast = state["autocast"]
+        self.watch.load_state_dict(state["losses"])
 
     def save(self) -> None:
-        checkpoint.save(self.run_dir, self.step, self.state_dict(), self.config.keep_checkpoints)
+        """Write a checkpoint of where the run stands, if there is none yet."""
+        if self._saved != self.step:
+            state = whole(self.state_dict())
+            self.world.once(
+                lambda: checkpoint.save(self.run_dir, self.step, state, self.config.keep_checkpoints, self.about)
+            )
+            self._saved = self.step
 
     def resume(self) -> bool:
-        """Load the newest checkpoint of the run directory, if there is one."""
-        found = checkpoint.checkpoints(self.run_dir)
-        if found:
-            self.load_state_dict(checkpoint.load(found[-1][1]))
-        return bool(found)
+        """Load the newest whole checkpoint of the run directory, if there is one.
+
+        Raises:
+            UserError: there are checkpoints and none is whole, or the newest is of another model or run.
+        """
+        found = self.world.once(lambda: checkpoint.newest(self.run_dir))
+        if found is None:
+            return False
+        checkpoint.check_same(found, self.about)
+        self.load_state_dict(checkpoint.load(found))
+        self._saved = self.step
+        return True
+
+    def _go_back(self, reason: str) -> None:
+        """After a fault in the step just made: to the last checkpoint, without that step from now on."""
+        fault = self.step - 1
+        self.resume()
+        if self.world.is_main:
+            get_logger("train").warning("Step %d: %s; going on from step %d without it", fault, reason, self.step)
+        self.faults.add(fault, reason, self.step, write=self.world.is_main)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
     def context(self, step: int) -> StepContext:
         stage, _ = self.config.stage_at(step)
-        return StepContext(step, self.config.total_steps, stage, step_generator(self.config.seed, step))
+        seed = self.config.seed
+        return StepContext(step, self.config.total_steps, stage, step_generator(seed, step), seed)
 
     def fetch(self, step: int) -> Batch:
         stage, place = self.config.stage_at(step)
         return self.source.batch(step, stage, stage.shape_at(place))
-
-    def _ahead(self, pool: ThreadPoolExecutor, step: int) -> Future[Batch] | None:
-        """Step ``step``'s data on its way, while another step is computed; None beyond the end or if it is at hand."""
-        if step >= self.config.total_steps or getattr(self.source, "at_hand", False):
-            return None
-        return pool.submit(self.fetch, step)
 
     def train_step(self, batch: Batch, dtype: torch.dtype | None = None) -> dict[str, float]:
         context = self.context(self.step)
@@ -222,17 +330,25 @@ class Trainer:
             optim.set_lr(held, factor)
             for optimizer in held:
                 optimizer.zero_grad(set_to_none=True)
-            with _autocast(module, dtype):
-                loss, values = self.task.loss(phase, batch, context)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], chosen.grad_clip)
+            if self.world.size > 1 and "parts" not in batch:
+                raise UserError("Several processes need a source that gives each its part; use PlannedBatches.")
+            values: dict[str, Tensor | float] = {}
+            for weight, part in batch.get("parts") or [(1.0, batch)]:
+                with _autocast(module, dtype):
+                    loss, said = self.task.loss(phase, part, context)
+                (loss * weight).backward()
+                for key, value in said.items():
+                    values[key] = values.get(key, 0.0) + weight * value
+            trained = [p for p in module.parameters() if p.requires_grad]
+            norm = whole(nn.utils.clip_grad_norm_(trained, chosen.grad_clip))
+            reported = self._added(values)
             if not torch.isfinite(norm):
                 metrics |= {f"{phase}/skipped": 1.0}
                 continue
             for optimizer in held:
                 optimizer.step()
             prefix = "" if phase == self.task.phases[0] else f"{phase}/"
-            metrics |= {f"{prefix}{k}": v for k, v in values.items()} | {
+            metrics |= {f"{prefix}{k}": v for k, v in reported.items()} | {
                 f"{prefix}grad_norm": norm,
                 f"{prefix}lr_factor": factor,
             }
@@ -240,6 +356,12 @@ class Trainer:
             self.ema.update(self.model)
         self.step += 1
         return {k: float(v) for k, v in metrics.items()}
+
+    def _added(self, values: Mapping[str, Tensor | float]) -> Mapping[str, Tensor | float]:
+        """What a phase reported, over all processes: each has weighted its own by its share of the batch."""
+        if self.world.size == 1:
+            return values
+        return self.world.sum({name: float(value) for name, value in values.items()})
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -276,28 +398,36 @@ class Trainer:
         """Train to the end, resuming where the directory stands; returns the model with its averaged weights."""
         config = self.config
         torch.set_flush_denormal(True)  # vanishing moments and averages make CPU arithmetic several times slower
-        self.resume()
-        log = MetricLog(self.run_dir)
+        resumed = self.resume()
+        log = MetricLog(self.run_dir, writes=self.world.is_main)
         log.rewind(self.step)
-        dtype = torch.bfloat16 if config.autocast == "bfloat16" else None
-        if config.autocast == "auto" and self.step < config.total_steps:
-            batch, context = to_device(self.fetch(self.step), self.device), self.context(self.step)
-            dtype = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
-            log.write(self.step, autocast=str(dtype))
+        dtype = self._autocast_dtype(log)
+        if not resumed:
+            self.save()  # what a fault before the first checkpoint goes back to, and whether there is room to save
         self.model.train()
         since, started = {}, time.perf_counter()
-        with _stop_on_signal() as stopped, ThreadPoolExecutor(1) as pool, progress_bar() as bar:
+        ahead = _Ahead(self.fetch, config.total_steps - 1, getattr(self.source, "at_hand", False))
+        with _stop_on_signal() as received, closing(ahead), progress_bar(self.world.is_main) as bar:
+            stopped = 0
             shown = bar.add_task(config.name, total=config.total_steps, completed=self.step)
-            upcoming = self._ahead(pool, self.step)
             while self.step < config.total_steps and not stopped:
-                waited = time.perf_counter()
-                batch = upcoming.result() if upcoming else self.fetch(self.step)
-                waited = time.perf_counter() - waited
-                upcoming = self._ahead(pool, self.step + 1)
-                metrics = self.train_step(batch, dtype) | {"data_wait": waited}
-                for key, value in metrics.items():
-                    since.setdefault(key, []).append(value)
-                if self.step % config.log_every == 0 or self.step == config.total_steps:
+                if self.step in self.faults.skipped:
+                    self.step += 1
+                else:
+                    waited = time.perf_counter()
+                    batch = ahead.take(self.step)
+                    waited = time.perf_counter() - waited
+                    metrics = self.train_step(batch, dtype)
+                    reason = self.watch.check(self._kind(self.step - 1), metrics)
+                    if reason:
+                        self._go_back(reason)
+                        log.rewind(self.step)
+                        since, started = {}, time.perf_counter()
+                        continue
+                    stopped = int(self.world.sum({"signal": received[0] if received else 0})["signal"])
+                    for key, value in (metrics | {"data_wait": waited}).items():
+                        since.setdefault(key, []).append(value)
+                if since and (self.step % config.log_every == 0 or self.step == config.total_steps):
                     seconds = (time.perf_counter() - started) / len(since["data_wait"])
                     means = {k: sum(v) / len(v) for k, v in since.items()}
                     log.write(
@@ -309,14 +439,32 @@ class Trainer:
                     self.save()
                 if self.step < config.total_steps:
                     self._observe(log)
-            if upcoming is not None:
-                upcoming.cancel()
         self.save()
-        if stopped:
-            log.close()
-            raise SystemExit(128 + stopped[0])
-        self._observe(log, force=True)
+        if not stopped:
+            self._observe(log, force=True)
         log.close()
+        self.world.once(lambda: write_report(self.run_dir))
+        if stopped:
+            raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
         if self.ema:
             self.ema.swap(self.model)
         return self.model.eval()
+
+    def _kind(self, step: int) -> str:
+        """Which batches a step's losses are compared with: those of its stage and shape."""
+        stage, place = self.config.stage_at(step)
+        shape = stage.shape_at(place)
+        return f"{stage.name} {shape.num_frames}x{shape.height}x{shape.width}"
+
+    def _autocast_dtype(self, log: MetricLog) -> torch.dtype | None:
+        """What the run computes in. 'auto' is measured once; a resumed run keeps what was found."""
+        config = self.config
+        if self.autocast is None:
+            self.autocast = config.autocast
+            if config.autocast == "auto":
+                batch, context = to_device(self.fetch(self.step), self.device), self.context(self.step)
+                _, batch = batch["parts"][0] if "parts" in batch else (1.0, batch)
+                fast = faster_dtype(self.model, lambda: self.task.loss(self.task.phases[0], batch, context))
+                self.autocast = self.world.once(lambda: "bfloat16" if fast else "none")
+                log.write(self.step, autocast=self.autocast)
+        return torch.bfloat16 if self.autocast == "bfloat16" else None

@@ -6,31 +6,41 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import console
 
 
 class MetricLog:
-    """Appends one JSON object a record to ``metrics.jsonl`` and mirrors the numbers to TensorBoard."""
+    """Appends one JSON object a record to ``metrics.jsonl`` and mirrors the numbers to TensorBoard.
 
-    def __init__(self, run_dir: Path, tensorboard: bool = True):
+    Of several processes one ``writes``.
+    """
+
+    def __init__(self, run_dir: Path, tensorboard: bool = True, writes: bool = True):
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.path = run_dir / "metrics.jsonl"
+        self.path, self.writes = run_dir / "metrics.jsonl", writes
         self._writer = None
-        if tensorboard and importlib.util.find_spec("tensorboard"):
+        if tensorboard and writes and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def rewind(self, step: int) -> None:
         """Drop records beyond ``step``: a resumed run repeats the steps since its last checkpoint."""
-        if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+        if not self.writes:
+            return
+        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(self.path)
 
     def write(self, step: int, **values: float | str) -> None:
+        if not self.writes:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         if self._writer is not None:
@@ -43,7 +53,22 @@ class MetricLog:
             self._writer.close()
 
 
-def progress_bar() -> Progress:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, oldest first; a last line that a crash cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"Line {number} of {path} is not JSON; take the line away.") from None
+    return records
+
+
+def progress_bar(shown: bool = True) -> Progress:
     """A bar with count, elapsed and remaining time, on stderr."""
     columns = (
         TextColumn("{task.description}"),
@@ -52,4 +77,4 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console(stderr=True))
+    return Progress(*columns, console=console(stderr=True), disable=not shown)

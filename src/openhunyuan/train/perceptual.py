@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.models.lpips import Lpips, read_lpips
+
+Features = Callable[[Tensor], list[Tensor]]
+"""Perceptual network: frames [N, 3, H, W] in [−1, 1] → feature maps or tokens, channels at dim 1."""
+
+
+def perceptual_network(name: str) -> ClipFeatures | Lpips:
+    """``clip:FOLDER`` (a CLIP vision tower, for instance one trained on our own data) or ``lpips:FEATURES,LINEAR``
+    (the two weight files of the real LPIPS). Raises UserError for another name, or files that do not hold them."""
+    kind, _, where = name.partition(":")
+    if kind == "clip" and where:
+        return ClipFeatures(Path(where))
+    features, _, linear = where.partition(",")
+    if kind == "lpips" and features and linear:
+        return read_lpips(features, linear)
+    raise UserError(f"Unknown perceptual network {name}; use clip:FOLDER or lpips:VGG16_FILE,LINEAR_FILE.")
+
+
+def perceptual_distance(network: Features | Lpips, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
+    """Mean distance of two batches of frames, a scalar; the gradient goes to the second.
+
+    LPIPS as it is. Of other networks: mean squared difference of channel-normalised features, summed over layers.
+    """
+    if isinstance(network, Lpips):
+        return network(x_NCHW.detach(), y_NCHW).mean()
+    with torch.no_grad():
+        wanted = [F.normalize(f, dim=1) for f in network(x_NCHW)]
+    got = [F.normalize(f, dim=1) for f in network(y_NCHW)]
+    return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(wanted, got, strict=True)]).sum()
 
 
 class ClipFeatures(nn.Module):

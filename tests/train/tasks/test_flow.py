@@ -5,7 +5,7 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.loop import StepContext, Trainer, step_generator
-from openhunyuan.train.tasks.flow import FIXED_TIMES, EmptyText, FlowConfig, FlowTask
+from openhunyuan.train.tasks.flow import FIXED_TIMES, EmptyText, FlowConfig, FlowTask, draw
 
 DIT = DiTConfig(
     in_channels=4, out_channels=4, hidden_size=32, num_heads=2,
@@ -104,3 +104,65 @@ def test_some_video_steps_start_from_a_picture_and_images_never_do(task):
     task.validation = {"clips": video_batch()}
     with torch.no_grad():
         assert "loss_clips_from_image_t0.5" in task.validate(StepContext(0, 1, STAGE, step_generator(0, 0)))
+
+
+class Mixed:
+    """Images and clips by turns, other latents and texts at every step."""
+
+    def batch(self, step, stage, shape):
+        g = step_generator(9, step)
+        size = shape.batch_size, 4, (shape.num_frames - 1) // 4 + 1, shape.height // 8, shape.width // 8
+        return batch(shape.batch_size) | {"latents": torch.randn(size, generator=g)}
+
+
+def test_a_resumed_run_of_images_and_videos_is_bit_exact(task, tmp_path):
+    shapes = tuple(BatchShape(batch_size=2, num_frames=n, height=32, width=32, share=s) for n, s in ((9, 2), (1, 1)))
+    config = TrainConfig(
+        name="mixed", stages=(Stage(name="s", steps=11, shapes=shapes),), ema_decay=0.9, sample_every=0,
+        optimizer=OptimizerConfig(name="muon", lr=1e-3, warmup_steps=3), validate_every=4, checkpoint_every=5,
+    )  # fmt: skip
+    task.config = FlowConfig(image_share=0.5, text_dropout=0.3)
+    start = {name: value.clone() for name, value in task.dit.state_dict().items()}
+    whole = Trainer(config, task, Mixed(), tmp_path / "whole")
+    whole.run()
+    wanted, average = dict(task.dit.state_dict()), dict(whole.ema.shadow)
+    wanted = {name: value.clone() for name, value in wanted.items()}
+
+    task.dit.load_state_dict(start)
+    broken = Trainer(config, task, Mixed(), tmp_path / "broken")
+    for _ in range(8):
+        if broken.step == 5:
+            broken.save()
+        broken.train_step(broken.fetch(broken.step))  # the crash comes after step 8
+    again = Trainer(config, task, Mixed(), tmp_path / "broken")
+    again.run()
+    assert all(torch.equal(value, wanted[name]) for name, value in task.dit.state_dict().items())
+    assert all(torch.equal(value, average[name]) for name, value in again.ema.shadow.items())
+
+
+def test_what_is_drawn_for_a_sample_does_not_depend_on_its_batch():
+    config, empty = FlowConfig(text_dropout=0.5), EmptyText(torch.zeros(1, 8), torch.zeros(8))
+    whole = video_batch(8) | {"keys": torch.tensor([[i, 2] for i in range(8)])}
+    context = StepContext(3, 9, STAGE, step_generator(0, 3), seed=7)
+    one = draw(config, empty, whole, context)
+    picked = [5, 2]
+    other = StepContext(8, 9, STAGE, step_generator(1, 8), seed=7)
+    two = draw(config, empty, {name: value[picked] for name, value in whole.items()}, other)
+    assert torch.equal(one.x_t[picked], two.x_t) and torch.equal(one.t[picked], two.t)
+    assert torch.equal(one.batch["pooled"][picked], two.batch["pooled"])
+    for key, seed in (([5, 3], 7), ([5, 2], 8)):  # another epoch, another run
+        again = StepContext(3, 9, STAGE, step_generator(0, 3), seed=seed)
+        row = {name: value[5:6] for name, value in whole.items()} | {"keys": torch.tensor([key])}
+        assert not torch.equal(draw(config, empty, row, again).noise, one.noise[5:6])
+
+
+def test_all_parts_of_a_step_are_image_to_video_or_none():
+    config, empty = FlowConfig(image_share=0.5, text_dropout=0), EmptyText(torch.zeros(1, 8), torch.zeros(8))
+    kinds = []
+    for step in range(20):
+        context = StepContext(step, 20, STAGE, step_generator(7, step), seed=7)
+        parts = [video_batch(2) | {"keys": torch.tensor([[i, 0], [i + 1, 0]])} for i in (0, 2)]
+        given = {draw(config, empty, part, context).condition is not None for part in parts}
+        assert len(given) == 1
+        kinds += given
+    assert 4 < sum(kinds) < 16

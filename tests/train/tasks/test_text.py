@@ -138,8 +138,10 @@ def test_a_finished_run_is_only_loaded(trained: Path) -> None:
 def test_a_stopped_run_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
     # Stopped before the first checkpoint: the tokenizers are there, nothing else is.
     shutil.copytree(trained, tmp_path / "again")
-    for path in [*(tmp_path / "again").glob("*/model.safetensors"), *(tmp_path / "again").glob("*-run/checkpoints/*")]:
+    for path in (tmp_path / "again").glob("*/model.safetensors"):
         path.unlink()
+    for path in (tmp_path / "again").glob("*-run/checkpoints"):
+        shutil.rmtree(path)
     train_text(CONFIG, DATA, tmp_path / "again")
     for name in ("text_encoder", "text_encoder_2", "clip"):
         one, two = (load_file(folder / name / "model.safetensors") for folder in (trained, tmp_path / "again"))

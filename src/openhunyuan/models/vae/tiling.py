@@ -145,6 +145,26 @@ def tiled_decode(vae: TileCoder, latents: Tensor, tiling: TilingConfig) -> Tenso
     return _code(vae.decode_video, latents, grid, tiling, out)
 
 
+def seam_mask(tiling: TilingConfig, size: tuple[int, ...]) -> Tensor:
+    """Where tiles meet in a decoded video of (frames, height, width): bool of that size.
+
+    True in the cross-faded strips and at the one position before each, where a fade starts.
+    """
+    frames, height, width = size
+    mask = torch.zeros(frames, height, width, dtype=torch.bool)
+    if tiling.temporal and (frames - 1) // TEMPORAL_COMPRESSION + 1 > tiling.tile_frames // TEMPORAL_COMPRESSION:
+        fade = max(1, tiling.tile_frames - tiling.tile_frame_stride)
+        for start in range(tiling.tile_frame_stride + 1, frames, tiling.tile_frame_stride):
+            mask[start - 1 : start + fade] = True
+    if tiling.spatial and (height > tiling.tile_size or width > tiling.tile_size):
+        fade = max(1, tiling.tile_size - tiling.tile_stride)
+        for start in range(tiling.tile_stride, height, tiling.tile_stride):
+            mask[:, start - 1 : start + fade] = True
+        for start in range(tiling.tile_stride, width, tiling.tile_stride):
+            mask[:, :, start - 1 : start + fade] = True
+    return mask
+
+
 def _code(coder: Coder, x: Tensor, grid: _Grid, tiling: TilingConfig, out: tuple[int, int, int]) -> Tensor:
     """Time first, then space inside each temporal tile; `out` is the exact (frames, height, width) to give."""
     if not (tiling.temporal and x.shape[2] > grid.frames):

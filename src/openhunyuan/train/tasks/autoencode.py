@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from openhunyuan.base.video import write_image
+from openhunyuan.models.lpips import Lpips
 from openhunyuan.models.vae.model import CausalVAE
+from openhunyuan.models.vae.quality import psnr, seam_ratio, ssim
+from openhunyuan.models.vae.tiling import TilingConfig, seam_mask
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext
+from openhunyuan.train.perceptual import Features, perceptual_distance
 
-Features = Callable[[Tensor], list[Tensor]]
-"""Perceptual network: frames [N, 3, H, W] in [−1, 1] → feature maps or tokens, channels at dim 1."""
+
+class TileSizes(Strict):
+    """Tiles of the tiling fine-tune, pixels and frames; the defaults are the official ones."""
+
+    tile_size: int = 256
+    tile_stride: int = 192
+    tile_frames: int = 64
+    tile_frame_stride: int = 48
+
+    @model_validator(mode="after")
+    def _allowed(self) -> TileSizes:
+        _ = self.tiling
+        return self
+
+    @property
+    def tiling(self) -> TilingConfig:
+        return TilingConfig(self.tile_size, self.tile_stride, self.tile_frames, self.tile_frame_stride)
 
 
 class AutoencodeConfig(Strict):
@@ -31,6 +50,13 @@ class AutoencodeConfig(Strict):
     adversarial_weight: float = Field(default=0.05, ge=0)
     adversarial_start: int = Field(default=0, ge=0)
     kl_weight: float = Field(default=1e-6, ge=0)
+    tiling_prob: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of steps that encode and decode in tiles, so that both ways give the same picture",
+    )
+    tiles: TileSizes = TileSizes()
     decoder_only: bool = Field(default=False, description="keep the encoder, and so every encoded latent")
     discriminator_width: int = Field(default=24, gt=0)
     discriminator: OptimizerConfig = OptimizerConfig(lr=4e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant")
@@ -61,25 +87,15 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def perceptual_distance(features: Features, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
-    """Mean squared difference of channel-normalised features, summed over layers (LPIPS without its weights)."""
-    with torch.no_grad():
-        wanted = [F.normalize(f, dim=1) for f in features(x_NCHW)]
-    got = [F.normalize(f, dim=1) for f in features(y_NCHW)]
-    return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(wanted, got, strict=True)]).sum()
-
-
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each clip, pictures in [−1, 1]: [B]."""
-    error = (x.clamp(-1, 1) - y.clamp(-1, 1)).square().flatten(1).mean(1)
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))
-
-
 class AutoencodeTask:
     """Trains a ``CausalVAE`` on batches ``{"video": [B, 3, T, H, W] in [−1, 1]}``."""
 
     def __init__(
-        self, config: AutoencodeConfig, vae: CausalVAE, features: Features | None, validation: Mapping[str, Tensor]
+        self,
+        config: AutoencodeConfig,
+        vae: CausalVAE,
+        features: Features | Lpips | None,
+        validation: Mapping[str, Tensor],
     ):
         self.config, self.vae, self.features = config, vae, features
         self.validation = validation
@@ -106,9 +122,11 @@ class AutoencodeTask:
             loss = hinge_discriminator_loss(self.discriminator(video), self.discriminator(self._fake))
             return loss, {"loss": loss.detach()}
         config = self.config
+        tiled = config.tiling_prob and float(torch.rand((), generator=context.generator)) < config.tiling_prob
+        tiling = config.tiles.tiling if tiled else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.decoder_only):
-            posterior = self.vae.encode(video)
-        decoded = self.vae.decode(posterior.sample(context.generator))
+            posterior = self.vae.encode(video, tiling)
+        decoded = self.vae.decode(posterior.sample(context.generator), tiling)
         l1 = (decoded - video).abs().mean()
         kl = posterior.kl().mean() / video[0].numel()  # both terms per pixel value, as in a sum over the clip
         loss = config.l1_weight * l1 + config.kl_weight * kl
@@ -117,6 +135,8 @@ class AutoencodeTask:
             "kl": kl.detach(),
             "psnr": psnr(decoded.detach(), video).mean(),
         }
+        if tiling and bool(seam_mask(tiling, tuple(video.shape[2:])).any()):
+            values["psnr_tiled"] = values["psnr"]
         if config.l2_weight:
             loss = loss + config.l2_weight * (decoded - video).square().mean()
         if self.features and config.perceptual_weight and context.step >= config.perceptual_start:
@@ -138,12 +158,31 @@ class AutoencodeTask:
             self._fake = decoded.detach()
         return loss, values | {"loss": loss.detach(), "latent_std": posterior.mean.detach().std()}
 
-    def _reconstruct(self, video: Tensor) -> Tensor:
+    def _reconstruct(self, video: Tensor, tiling: TilingConfig | None = None) -> Tensor:
         device = next(self.vae.parameters()).device
-        return torch.cat([self.vae.decode(self.vae.encode(v.to(device)).mode()).cpu() for v in video.split(4)])
+        clips = [self.vae.encode(v.to(device), tiling).mode() for v in video.split(4)]
+        return torch.cat([self.vae.decode(latents, tiling).cpu() for latents in clips])
 
     def validate(self, context: StepContext) -> dict[str, float]:
-        return {f"psnr_{name}": float(psnr(self._reconstruct(v), v).mean()) for name, v in self.validation.items()}
+        """PSNR, SSIM and, with a perceptual network, its distance; with the tiling fine-tune also of the tiled way, and
+        how much its seams show (``seam``; ``seam_untiled`` is what the same places cost without tiles)."""
+        values: dict[str, float] = {}
+        for name, video in self.validation.items():
+            decoded = self._reconstruct(video)
+            values[f"psnr_{name}"] = float(psnr(decoded, video).mean())
+            values[f"ssim_{name}"] = float(ssim(decoded, video).mean())
+            if self.features:
+                device = next(self.vae.parameters()).device
+                picks = torch.linspace(0, video.shape[2] - 1, min(video.shape[2], self.config.perceptual_frames)).long()
+                flat = [x[:, :, picks].transpose(1, 2).flatten(0, 1).to(device) for x in (video, decoded)]
+                values[f"perceptual_{name}"] = float(perceptual_distance(self.features, *flat))
+            tiling = self.config.tiles.tiling
+            if self.config.tiling_prob and bool(seam_mask(tiling, tuple(video.shape[2:])).any()):
+                tiled = self._reconstruct(video, tiling)
+                values[f"psnr_{name}_tiled"] = float(psnr(tiled, video).mean())
+                values[f"seam_{name}"] = seam_ratio(video, tiled, tiling)
+                values[f"seam_{name}_untiled"] = seam_ratio(video, decoded, tiling)
+        return values
 
     def sample(self, folder: Path, context: StepContext) -> None:
         """A sheet a validation set: first, middle and last frame, original above reconstruction."""

@@ -6,7 +6,8 @@ videos from text alone and from a picture with text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t, velocity_target
 from openhunyuan.infer.conditions import FrameCondition, first_frames
 from openhunyuan.train.config import OptimizerConfig, Strict
-from openhunyuan.train.loop import Batch, StepContext, to_device
+from openhunyuan.train.loop import Batch, StepContext, sample_generator, step_generator, to_device
 
 FIXED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -56,6 +57,76 @@ class EmptyText:
         return batch | {"text_states": states, "text_mask": mask, "pooled": pooled}
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A batch at its noise levels: x_t [B, C, T, h, w] at t [B], and which frames are given without noise."""
+
+    batch: Batch
+    x_t: Tensor
+    t: Tensor
+    noise: Tensor
+    condition: FrameCondition | None = None
+
+    @property
+    def guided(self) -> dict[str, Tensor | None]:
+        """What the transformer is told of given frames."""
+        return {"clean_frames": self.condition.clean_frames if self.condition else None}
+
+    def mean(self, error: Tensor) -> Tensor:
+        """Mean of an error [B, C, T, h, w] over the frames that are not given, fp32."""
+        return self.condition.mean(error.float()) if self.condition else error.float().mean()
+
+
+def draw(config: FlowConfig, empty: EmptyText, batch: Batch, context: StepContext, t: Tensor | None = None) -> Drawn:
+    """Noise, times, text dropout and given frames of a batch.
+
+    A batch with ``keys`` (int64 [B, 2]: sample, epoch) draws noise, time and dropout for every sample from its own
+    stream, so that they do not depend on the batch or the process it came to, and from the step's own number whether
+    first frames are given; any other draws all from the step's stream. t: the times, when they are not to be drawn.
+    """
+    data = batch["latents"]
+    size = len(data)
+    if "keys" in batch:
+        drawn = [
+            _draw_rows(config, 1, data.shape[1:], sample_generator(context.seed, sample, epoch))
+            for sample, epoch in batch["keys"].tolist()
+        ]
+        times, noise, dropped = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        for_step = step_generator(context.seed, context.step)
+    else:
+        times, noise, dropped = _draw_rows(config, size, data.shape[1:], context.generator)
+        for_step = context.generator
+    times, noise = (times if t is None else t).to(data.device), noise.to(data.device)
+    batch, x_t = empty.fill(batch, dropped), interpolate(data, noise, times)
+    is_video = data.shape[2] > 1
+    if not (is_video and config.image_share and float(torch.rand((), generator=for_step)) < config.image_share):
+        return Drawn(batch, x_t, times, noise)
+    condition = FrameCondition("token_replace", data, first_frames(size, data.shape[2]).to(data.device))
+    return Drawn(batch, condition.model_input(x_t), times, noise, condition)
+
+
+def _draw_rows(
+    config: FlowConfig, rows: int, shape: Sequence[int], g: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(times, noise, dropped) of ``rows`` samples from one stream."""
+    times = sample_t(rows, g, config.t_mean, config.t_std, config.t_shift)
+    noise = torch.randn(rows, *shape, generator=g)
+    return times, noise, torch.rand(rows, generator=g) < config.text_dropout
+
+
+def draw_uniform(batch: Batch, context: StepContext, purpose: str) -> Tensor:
+    """A number in [0, 1) a sample, [B], for what else a task draws: keyed as ``draw`` keys its draws."""
+    if "keys" not in batch:
+        return torch.rand(len(batch["latents"]), generator=context.generator)
+    streams = [sample_generator(context.seed, sample, epoch, purpose) for sample, epoch in batch["keys"].tolist()]
+    return torch.cat([torch.rand(1, generator=g) for g in streams])
+
+
+def text_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the transformer reads of the text: states, mask, pooled vector."""
+    return batch["text_states"], batch["text_mask"], batch["pooled"]
+
+
 class FlowTask:
     """Trains a DiT on batches of latents [B, C, T, h, w] with text states, mask and pooled vector."""
 
@@ -81,31 +152,24 @@ class FlowTask:
     def active(self, phase: str, context: StepContext) -> bool:
         return True
 
-    def _velocity(self, batch: Batch, x_t: Tensor, t: Tensor, clean_frames: Tensor | None = None) -> Tensor:
-        text = batch["text_states"], batch["text_mask"], batch["pooled"]
-        return self.dit(x_t, model_time(t), *text, clean_frames=clean_frames)
+    def _velocity(self, batch: Batch, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.dit(x_t, model_time(t), *text_of(batch))
 
     def _image_loss(self, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
         """The loss with the first latent frame given, over the frames that are not."""
         data = batch["latents"]
-        given = first_frames(len(data), data.shape[2]).to(data.device)
-        condition = FrameCondition("token_replace", data, given)
-        x_t = condition.model_input(interpolate(data, noise, t))
-        velocity = self._velocity(batch, x_t, t, condition.clean_frames)
-        return condition.mean((velocity.float() - velocity_target(data, noise).float()) ** 2)
+        condition = FrameCondition("token_replace", data, first_frames(len(data), data.shape[2]).to(data.device))
+        return self._loss(Drawn(batch, condition.model_input(interpolate(data, noise, t)), t, noise, condition))
+
+    def _loss(self, drawn: Drawn) -> Tensor:
+        velocity = self.dit(drawn.x_t, model_time(drawn.t), *text_of(drawn.batch), **drawn.guided)
+        target = velocity_target(drawn.batch["latents"], drawn.noise)
+        return drawn.mean((velocity.float() - target.float()) ** 2)
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
-        config, g, data = self.config, context.generator, batch["latents"]
-        t = sample_t(len(data), g, config.t_mean, config.t_std, config.t_shift).to(data.device)
-        noise = torch.randn(data.shape, generator=g).to(data.device)
-        dropped = torch.rand(len(data), generator=g) < config.text_dropout
-        batch = self.empty.fill(batch, dropped)
-        if data.shape[2] > 1 and config.image_share and float(torch.rand((), generator=g)) < config.image_share:
-            loss = self._image_loss(batch, noise, t)
-            return loss, {"loss_image_to_video": loss.detach()}
-        velocity = self._velocity(batch, interpolate(data, noise, t), t)
-        loss = flow_loss(velocity, data, noise)
-        return loss, {"loss": loss.detach()}
+        drawn = draw(self.config, self.empty, batch, context)
+        loss = self._loss(drawn)
+        return loss, {"loss_image_to_video" if drawn.condition else "loss": loss.detach()}
 
     def validate(self, context: StepContext) -> dict[str, float]:
         """Loss at fixed noise levels and noise on held-out samples; ``empty_text`` shows what the text is worth."""

@@ -23,6 +23,7 @@ from openhunyuan.models.text.encoder import TextEncoder
 from openhunyuan.models.text.folder import SAFE_OPTIONS, quiet_transformers
 from openhunyuan.models.text.templates import PromptTemplate, TemplateSet, write_templates
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, Strict, TrainConfig
+from openhunyuan.train.estimate import Workload
 from openhunyuan.train.loop import Batch, StepContext, Trainer
 
 # As in the release: a system instruction, then the prompt as the user's turn. Short, because every state before the
@@ -166,34 +167,14 @@ class LlamaTask:
     phases: tuple[str, ...] = ("llm",)
 
     def __init__(self, config: TextTrainConfig, data: TextData, tokenizer: Any, template: PromptTemplate) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
         self.config, self.data, self.tokenizer, self.template = config, data, tokenizer, template
-        size = config.llm
-        llama = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=size.hidden_size,
-            intermediate_size=size.intermediate_size,
-            num_hidden_layers=size.num_layers,
-            num_attention_heads=size.num_heads,
-            num_key_value_heads=size.num_kv_heads,
-            max_position_embeddings=size.max_tokens + size.answer_tokens,
-            tie_word_embeddings=True,
-            initializer_range=0.05,
-            rms_norm_eps=1e-5,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            use_cache=False,
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model: Any = LlamaForCausalLM(llama)
+            self.model: Any = build_llama(config.llm, len(tokenizer), _special_ids(tokenizer))
 
     @property
     def train_config(self) -> TrainConfig:
-        size = self.config.llm
-        return _loop_config(self.config, "tiny-text-llm", size.steps, size.batch_size, size.optimizer, 16)
+        return llm_loop(self.config)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"llm": self.model}
@@ -251,38 +232,14 @@ class ClipTask:
     phases: tuple[str, ...] = ("clip",)
 
     def __init__(self, config: TextTrainConfig, data: TextData, tokenizer: Any) -> None:
-        from transformers import CLIPConfig, CLIPModel
-
         self.config, self.data, self.tokenizer = config, data, tokenizer
-        size = config.clip
-        common = {
-            "hidden_size": size.hidden_size,
-            "intermediate_size": size.intermediate_size,
-            "num_attention_heads": size.num_heads,
-            "projection_dim": size.projection_size,
-        }
-        text = common | {
-            "vocab_size": len(tokenizer),
-            "num_hidden_layers": size.num_text_layers,
-            "max_position_embeddings": size.max_tokens,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        vision = common | {
-            "num_hidden_layers": size.num_vision_layers,
-            "image_size": size.image_size,
-            "patch_size": size.patch_size,
-        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
-            clip = CLIPConfig(text_config=text, vision_config=vision, projection_dim=size.projection_size)
-            self.model: Any = CLIPModel(clip)
+            self.model: Any = build_clip(config.clip, len(tokenizer), _special_ids(tokenizer))
 
     @property
     def train_config(self) -> TrainConfig:
-        size = self.config.clip
-        return _loop_config(self.config, "tiny-text-clip", size.steps, size.batch_size, size.optimizer, size.image_size)
+        return clip_loop(self.config)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"clip": self.model}
@@ -452,6 +409,98 @@ def _tokenizers(config: TextTrainConfig, data: TextData, llm_dir: Path, clip_dir
 def _template(tokenizer: Any, max_tokens: int) -> PromptTemplate:
     crop_start = len(tokenizer(TEMPLATE_TEXT.split("{}")[0])["input_ids"])
     return PromptTemplate(text=TEMPLATE_TEXT, crop_start=crop_start, max_tokens=max_tokens)
+
+
+def _special_ids(tokenizer: Any) -> dict[str, Any]:
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def build_llama(size: LlamaSize, vocab_size: int, special_ids: dict[str, Any]) -> Any:
+    """The language model with fresh weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=size.hidden_size,
+            intermediate_size=size.intermediate_size,
+            num_hidden_layers=size.num_layers,
+            num_attention_heads=size.num_heads,
+            num_key_value_heads=size.num_kv_heads,
+            max_position_embeddings=size.max_tokens + size.answer_tokens,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            rms_norm_eps=1e-5,
+            use_cache=False,
+            **special_ids,
+        )
+    )
+
+
+def build_clip(size: ClipSize, vocab_size: int, special_ids: dict[str, Any]) -> Any:
+    """The CLIP with fresh weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    common = {
+        "hidden_size": size.hidden_size,
+        "intermediate_size": size.intermediate_size,
+        "num_attention_heads": size.num_heads,
+        "projection_dim": size.projection_size,
+    }
+    text = common | {
+        "vocab_size": vocab_size,
+        "num_hidden_layers": size.num_text_layers,
+        "max_position_embeddings": size.max_tokens,
+        **special_ids,
+    }
+    vision = common | {
+        "num_hidden_layers": size.num_vision_layers,
+        "image_size": size.image_size,
+        "patch_size": size.patch_size,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=size.projection_size))
+
+
+def llm_loop(config: TextTrainConfig) -> TrainConfig:
+    """The language model's run."""
+    size = config.llm
+    return _loop_config(config, "tiny-text-llm", size.steps, size.batch_size, size.optimizer, 16)
+
+
+def clip_loop(config: TextTrainConfig) -> TrainConfig:
+    """The CLIP's run."""
+    size = config.clip
+    return _loop_config(config, "tiny-text-clip", size.steps, size.batch_size, size.optimizer, size.image_size)
+
+
+def text_workloads(config: TextTrainConfig) -> list[Workload]:
+    """Both runs as the estimate sees them: prompts at their longest, vocabularies at their limits."""
+    llm_size, clip_size = config.llm, config.clip
+    length = llm_size.max_tokens + llm_size.answer_tokens
+    ids: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    with torch.device("meta"):
+        llm = build_llama(llm_size, llm_size.vocab_size, ids)
+        clip = build_clip(clip_size, clip_size.vocab_size, ids)
+
+    def run_llm(shape: BatchShape) -> Any:
+        with torch.device("meta"):
+            ids = torch.zeros(shape.batch_size, length, dtype=torch.long)
+            # A finished mask: making one looks at values, which the meta device does not have.
+            return llm(input_ids=ids, attention_mask=torch.zeros(shape.batch_size, 1, length, length)).logits
+
+    def run_clip(shape: BatchShape) -> Any:
+        with torch.device("meta"):
+            size, words = 2 * shape.batch_size, clip_size.max_tokens
+            ids, mask = torch.zeros(size, words, dtype=torch.long), torch.zeros(size, 1, words, words)
+            pixels = torch.empty(shape.batch_size, 3, clip_size.image_size, clip_size.image_size)
+            texts = clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
+            return texts, clip.vision_model(pixel_values=pixels).pooler_output
+
+    patches = (clip_size.image_size // clip_size.patch_size) ** 2
+    return [
+        Workload(llm_loop(config), {"llm": llm}, run_llm, lambda _: length, note="prompts counted at their longest"),
+        Workload(clip_loop(config), {"clip": clip}, run_clip, lambda _: patches + 2 * clip_size.max_tokens),
+    ]
 
 
 def _loop_config(

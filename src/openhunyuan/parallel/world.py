@@ -1,0 +1,63 @@
+"""The processes of one run: who this one is, and how they agree. Alone, everything here does nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process and how many there are."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> World:
+        """The world that ``torchrun`` describes (RANK, WORLD_SIZE, …): gloo on CPUs, NCCL on GPUs; alone without it."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Values by name added over all processes, the same everywhere; a name may be missing in some."""
+        if self.size == 1:
+            return dict(values)
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, dict(values))
+        total: dict[str, float] = {}
+        for held in gathered:
+            for name, value in held.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def once(self, work: Callable[[], T]) -> T:
+        """``work()`` done by the main process; every process gets its result, or its exception."""
+        if self.size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]

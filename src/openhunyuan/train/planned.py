@@ -1,0 +1,78 @@
+"""Source of planned batches: the buckets of a stage, filled by ``latents.plan`` for this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from openhunyuan.base.log import get_logger
+from openhunyuan.base.sizes import VideoSize
+from openhunyuan.latents.captions import CaptionAssembly
+from openhunyuan.latents.plan import BatchPlan, CostModel
+from openhunyuan.latents.shards import ShardDataset, collate
+from openhunyuan.train.config import BatchShape, Stage
+from openhunyuan.train.loop import Batch
+
+
+class PlannedBatches:
+    """Batches of several micro-batches each; a stage's shapes are its buckets, their ``batch_size`` the largest
+    micro-batch. What each stage trains on and leaves out is logged when it begins."""
+
+    def __init__(
+        self,
+        datasets: Sequence[ShardDataset],
+        cost: CostModel,
+        global_batch: int,
+        images_to_videos: tuple[int, int] | None = None,
+        max_cost: float | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        captions: CaptionAssembly | None = None,
+    ) -> None:
+        self.samples = [sample for dataset in datasets for sample in dataset.samples]
+        self.cost, self.global_batch, self.ratio, self.max_cost = cost, global_batch, images_to_videos, max_cost
+        self.seed, self.rank, self.world_size, self.captions = seed, rank, world_size, captions
+        self._plans: dict[Stage, BatchPlan] = {}
+
+    def plan(self, stage: Stage) -> BatchPlan:
+        """The plan of a stage."""
+        if stage not in self._plans:
+            shapes = [tuple(sample.latents.shape[1:]) for sample in self.samples]
+            largest = {}
+            for shape in stage.shapes:
+                latent = VideoSize(shape.num_frames, shape.height, shape.width).latent
+                largest[latent.frames, latent.height, latent.width] = shape.batch_size
+            self._plans[stage] = plan = BatchPlan(
+                [(t, h, w) for t, h, w in shapes],
+                largest,
+                self.cost,
+                self.global_batch,
+                self.ratio,
+                self.max_cost,
+                self.world_size,
+                self.seed,
+            )
+            for line in plan.report() if self.rank == 0 else ():
+                get_logger("train").info("%s: %s", stage.name, line)
+        return self._plans[stage]
+
+    def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
+        """The micro-batches of this process at a step of the run, with their weights.
+
+        Sharded weights are gathered once a micro-batch, by all processes together, so that every process needs as many:
+        one that has fewer repeats its smallest with weight 0.
+        """
+        ranks = self.plan(stage).step(step).ranks
+        mine = list(ranks[self.rank])
+        smallest = min(mine, key=lambda micro: len(micro.keys) * micro.bucket.tokens)
+        mine += [replace(smallest, weight=0.0)] * (max(len(rank) for rank in ranks) - len(mine))
+        parts = []
+        for micro in mine:
+            samples = [self.samples[number] for number, _ in micro.keys]
+            if self.captions:
+                samples = self.captions.apply(samples, micro.keys)
+            parts.append((micro.weight, collate(samples) | {"keys": torch.tensor(micro.keys)}))
+        return {"parts": parts}

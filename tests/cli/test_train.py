@@ -1,0 +1,42 @@
+"""``openhunyuan train``: what it prints and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from openhunyuan.cli.main import main
+
+
+def test_a_dry_run_prints_the_costs_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny-image", "--dry-run", "--runs-dir", str(tmp_path / "runs"), "--utilization", "0.5"]) == 0
+    out = capsys.readouterr().out
+    for word in ("parameters  model: 3,", "1500 steps of 64 x 1x64x64", "tokens", "FLOP", "memory", "time  "):
+        assert word in out
+    assert "50% of the fp32 matrix products" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["tiny-imag"], "did you mean tiny-image"),
+        (["tiny-image", "--dryrun"], "did you mean --dry-run"),
+        (["tiny-image", "--dry-run", "--utilization", "2"], "utilization is 2.0, but it must be at most 1.0"),
+        (["tiny-image", "--report", "--runs-dir", "nowhere"], "no run in nowhere/tiny-image"),
+        (["tiny-video", "--runs-dir", "nowhere"], "needs tiny-text and tiny-vae and tiny-image"),
+    ],
+)
+def test_refusals_are_one_sentence(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *args]) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_report_of_every_run_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in ("llm-run", "clip-run"):
+        (tmp_path / "tiny-text" / run).mkdir(parents=True)
+        (tmp_path / "tiny-text" / run / "run.json").write_text('{"train": {"name": "n", "stages": [{"steps": 3}]}}')
+    assert main(["train", "tiny-text", "--report", "--runs-dir", str(tmp_path)]) == 0
+    pages = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [page.parent.name for page in pages] == ["clip-run", "llm-run"]
+    assert all("0 of 3 steps" in page.read_text() for page in pages)

@@ -1,0 +1,88 @@
+import torch
+from torch import nn
+
+from openhunyuan.base.sizes import VideoSize
+from openhunyuan.models.dit.config import DiTConfig
+from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.flops import dit_flops
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
+from openhunyuan.train.estimate import Workload, count_forward, duration, estimate, in_words
+from openhunyuan.train.optim import build_optimizers
+
+SMALL = DiTConfig(
+    hidden_size=32, num_heads=2, num_double_blocks=1, num_single_blocks=2, num_refiner_blocks=1,
+    rope_axes_dim=(4, 6, 6), text_dim=8, pooled_dim=8, guidance_embed=False,
+)  # fmt: skip
+CLIPS = BatchShape(batch_size=2, num_frames=9, height=32, width=64, share=2)
+IMAGES = BatchShape(batch_size=8, num_frames=1, height=32, width=64)
+
+
+def inputs(shape: BatchShape, device: str) -> list[torch.Tensor]:
+    size, latent = shape.batch_size, VideoSize(shape.num_frames, shape.height, shape.width).latent
+    return [
+        torch.zeros(size, 16, latent.frames, latent.height, latent.width, device=device),
+        torch.zeros(size, device=device),
+        torch.zeros(size, 5, 8, device=device),
+        torch.ones(size, 5, dtype=torch.bool, device=device),
+        torch.zeros(size, 8, device=device),
+    ]
+
+
+def test_a_run_is_counted_as_its_formulas_say():
+    config = TrainConfig(
+        name="r", ema_decay=0.9, optimizer=OptimizerConfig(name="muon"), keep_checkpoints=2,
+        stages=(Stage(name="s", steps=6, shapes=(CLIPS, IMAGES)),),
+    )  # fmt: skip
+    with torch.device("meta"):
+        dit = DiT(SMALL)
+
+    def tokens(shape: BatchShape) -> int:
+        return VideoSize(shape.num_frames, shape.height, shape.width).latent.tokens()
+
+    found = estimate(Workload(config, {"model": dit}, lambda shape: dit(*inputs(shape, "meta")), tokens))
+    clips, images = VideoSize(9, 32, 64).latent, VideoSize(1, 32, 64).latent
+    assert found.flops == 3 * (4 * dit_flops(SMALL, clips, 5, 2) + 2 * dit_flops(SMALL, images, 5, 8))
+    assert (found.samples, found.tokens) == (4 * 2 + 2 * 8, 8 * clips.tokens() + 16 * images.tokens())
+    numbers = sum(p.numel() for p in dit.parameters())
+    assert found.parameters == {"model": (numbers, numbers)}
+
+    # Memory of the state: what the real optimizers hold after a step.
+    real = DiT(SMALL)
+    optimizers = build_optimizers(real, config.optimizer)
+    for p in real.parameters():
+        p.grad = torch.zeros_like(p)
+    held = 0
+    for optimizer in optimizers:
+        optimizer.step()
+        held += sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
+    assert found.state == 4 * numbers * 3 + held  # weights, gradients, average
+    assert found.checkpoints == 3 * (4 * numbers * 2 + held)
+    assert found.memory == found.state + max(stage.activations for stage in found.stages)
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_the_weights():
+    net = nn.Sequential(nn.Linear(6, 10), nn.Sigmoid(), nn.Linear(10, 4), nn.Tanh())
+    x = torch.zeros(5, 6)
+    flops, kept = count_forward(lambda: net(x), [net])
+    assert flops == 2 * 5 * (6 * 10 + 10 * 4)
+    assert kept == 4 * 5 * (6 + 10 + 4)  # the input, the sigmoid's output (kept by two), the tanh's output
+
+
+def test_frozen_modules_cost_their_weights_only():
+    config = TrainConfig(name="r", ema_decay=0, stages=(Stage(name="s", steps=1, shapes=(IMAGES,)),))
+    student, teacher = nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, device="meta").requires_grad_(False)
+    modules = {"model": student, "teacher": teacher}
+    found = estimate(Workload(config, modules, lambda _: student(torch.empty(1, 3, device="meta")), lambda _: 1))
+    assert found.state == 4 * (12 + 12 + 12 + 24) and found.parameters["teacher"] == (12, 0)
+    page = "\n".join(found.lines(1e9, "said so"))
+    assert "teacher: 12, 0 trained" in page and "1 GFLOP/s (said so)" in page
+
+
+def test_numbers_in_words():
+    assert (in_words(999, "B"), in_words(1_234_567, "B")) == ("999 B", "1.23 MB")
+    assert (duration(59), duration(90), duration(7200), duration(3 * 86400)) == (
+        "59 seconds",
+        "1.5 minutes",
+        "2.0 hours",
+        "3.0 days",
+    )
