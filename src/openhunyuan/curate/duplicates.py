@@ -193,11 +193,8 @@ def _soft(x: np.ndarray) -> np.ndarray:
     """x [..., S, S, 3] smoothed over neighbouring cells, so that a shift by part of a cell changes little."""
     for axis in (-3, -2):
         padded = np.concatenate([np.take(x, [0], axis), x, np.take(x, [-1], axis)], axis)
-        count = x.shape[axis]
-        x = sum(
-            weight * np.take(padded, np.arange(shift, shift + count), axis)
-            for shift, weight in enumerate((0.25, 0.5, 0.25))
-        )
+        before, here, after = (np.take(padded, np.arange(x.shape[axis]) + shift, axis) for shift in range(3))
+        x = 0.25 * before + 0.5 * here + 0.25 * after
     return np.asarray(x, dtype=np.float32)
 
 
