@@ -66,6 +66,7 @@ def main() -> None:
         if made.world.is_main:
             (Path(run_dir) / "losses.json").write_text(json.dumps(losses))
     if dist.is_initialized():
+        dist.barrier()  # a process that leaves early takes the connections of the others with it
         dist.destroy_process_group()
 
 
