@@ -141,7 +141,7 @@ def _diffusers(root: Path, kind: ImageCondition | None) -> None:
     pipe = bench(kind).theirs
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            small = copy.deepcopy(part).to(torch.bfloat16 if name == "transformer" else torch.float16)
+            small: Any = copy.deepcopy(part).to(torch.bfloat16 if name == "transformer" else torch.float16)
             small.save_pretrained(str(root / name), **({"max_shard_size": "100KB"} if name == "transformer" else {}))
         else:
             part.save_pretrained(str(root / name))
@@ -326,7 +326,7 @@ def trained(index: int) -> Path:
     folder = Path(_lora_root().name) / f"trained-{index}"
     HunyuanVideoPipeline.save_lora_weights(
         str(folder),
-        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_layers=dict(get_peft_model_state_dict(transformer)),
         **_collate_lora_metadata({"transformer": transformer}),
     )
     return folder / "pytorch_lora_weights.safetensors"

@@ -197,7 +197,7 @@ def _whole(parts: Parts, source: Path, target: Path, to: Format, condition: Imag
 def _text(folder: Path, place: Path, component: str, family: str) -> tuple[list[File], list[tuple[Path, Path]]]:
     """A text model's folder: copied, but a pickle becomes safetensors; what diffusers keeps beside it comes along."""
     kept = [path for path in sorted(folder.iterdir()) if path.suffix in _TEXT_FILES and path.is_file()]
-    beside = [(folder.parent / _TOKENIZERS[component], _TOKENIZER_FILES)]
+    beside: list[tuple[Path, tuple[str, ...]]] = [(folder.parent / _TOKENIZERS[component], _TOKENIZER_FILES)]
     if component == "text_encoder":
         beside.append((folder.parent / "image_processor", (PREPARATION_FILE,)))
     for other, names in beside:

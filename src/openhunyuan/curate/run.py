@@ -282,7 +282,7 @@ class _Run:
             ]
             for key, table in tables.items():
                 table.add(outcome for stage, outcome in answers if stage == key)
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, Any] = {}
         errors: dict[str, str] = {}
         sources = {clip.id: clip.source for clip in clips if not clip.dropped}
         for measure in self.plan.measures:

@@ -101,7 +101,7 @@ def run_alignment(
         return pipe.generate_batch(prompts, seeds, batch_size=batch_size, images=images, **overrides)
 
     every = scenes_for(split, num_prompts, seed), camera_scenes_for(split, camera_prompts, seed)
-    size = [int(settings[name]) for name in ("num_frames", "height", "width")]
+    frames, height, width = (int(settings[name]) for name in ("num_frames", "height", "width"))
     report = evaluate(
         generate,
         folder,
@@ -114,7 +114,7 @@ def run_alignment(
         seed=seed,
         batch_size=batch_size,
         show=show,
-        images=[render(scene, *size)[0] for part in every for scene in part] if from_image else None,
+        images=[render(s, frames, height, width)[0] for part in every for s in part] if from_image else None,
     )
     if json_path is not None:
         Path(json_path).write_text(report.model_dump_json(indent=1))

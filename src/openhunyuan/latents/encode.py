@@ -29,7 +29,7 @@ from openhunyuan.latents.shards import LatentSample, read_shard_header, shard_na
 class LatentEncoder(Protocol):
     """The VAE as this room sees it."""
 
-    def encode_latents(self, x: Tensor) -> Tensor:
+    def encode_latents(self, video: Tensor, /) -> Tensor:
         """Pixels [B, 3, F, H, W] in [-1, 1] -> scaled latents [B, C, T, h, w]."""
         ...
 
