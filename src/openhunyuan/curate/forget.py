@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.clip import clip_id, read_manifest
 from openhunyuan.curate.run import CUT, FORGOTTEN, MANIFEST, QUARANTINE, Sources, write_manifest
 from openhunyuan.curate.split import STAGE as SPLIT
-from openhunyuan.curate.tables import TABLES, all_tables, read_rows, stored, write_atomic
+from openhunyuan.curate.tables import TABLES, all_tables, read_rows, stored
 
 
 @dataclass(frozen=True)

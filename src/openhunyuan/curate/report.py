@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from openhunyuan.base.files import write_atomic
 from openhunyuan.base.record import read_json
 from openhunyuan.curate.clip import Clip
 from openhunyuan.curate.run import QUARANTINE, RUN, read_clips
-from openhunyuan.curate.tables import TABLES, read_rows, write_atomic
+from openhunyuan.curate.tables import TABLES, read_rows
 
 REPORT = "report.html"
 BINS = 40

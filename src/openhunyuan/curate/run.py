@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.analyse import AnalyseJob, analyse, clip_works
 from openhunyuan.curate.clip import Clip, ClipCaption, file_sha256, read_manifest, to_jsonl
 from openhunyuan.curate.concepts import Concepts
@@ -41,7 +42,7 @@ from openhunyuan.curate.measures.measure import ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.split import Shots, Span, Split, clips_of, find_shots
 from openhunyuan.curate.stage import Outcome, Stage
-from openhunyuan.curate.tables import TABLES, Table, read_rows, stored, sweep, write_atomic
+from openhunyuan.curate.tables import TABLES, Table, read_rows, stored, sweep
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"

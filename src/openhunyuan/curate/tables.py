@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.files import write_atomic
 from openhunyuan.base.require import require
 from openhunyuan.curate.clip import file_sha256
 from openhunyuan.curate.stage import Outcome, Stage
@@ -26,20 +27,6 @@ from openhunyuan.curate.stage import Outcome, Stage
 STORE, TABLES = "store", "tables"
 MERGE_AT = 64
 """Part files of a table before they are merged into one."""
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing, and have it on disk before it has its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Table:

@@ -17,7 +17,6 @@ without storing the state of any iterator.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,6 +31,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.files import write_atomic
 
 FORMAT = "openhunyuan-latents-1"
 INDEX_NAME = "index.json"
@@ -65,19 +65,6 @@ class LatentSample:
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: a reader never sees half of it, whenever the process dies."""
-    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, samples: Sequence[LatentSample], key: str = "") -> None:

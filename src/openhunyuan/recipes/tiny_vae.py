@@ -39,6 +39,18 @@ def _clips(batch_size: int, num_frames: int) -> BatchShape:
     return BatchShape(batch_size=batch_size, num_frames=num_frames, height=64, width=64, share=4)
 
 
+def _windows(steps: int, clips: BatchShape) -> Stage:
+    """Windows of scenes at their own speed, fast motions more often."""
+    return Stage(
+        name=f"video-64x{clips.num_frames}",
+        steps=steps,
+        shapes=(clips, IMAGES),
+        camera_prob=0.2,
+        frame_intervals=(1,),
+        motions=HARDER,
+    )
+
+
 TRAIN = TrainConfig(
     name="tiny-vae",
     seed=1,
@@ -47,22 +59,8 @@ TRAIN = TrainConfig(
         Stage(
             name="video-64x9", steps=600, shapes=(_clips(2, 9), IMAGES), camera_prob=0.2, frame_intervals=(1, 1, 1, 2)
         ),
-        Stage(
-            name="video-64x17",
-            steps=800,
-            shapes=(_clips(2, 17), IMAGES),
-            camera_prob=0.2,
-            frame_intervals=(1,),
-            motions=HARDER,
-        ),
-        Stage(
-            name="video-64x33",
-            steps=300,
-            shapes=(_clips(1, 33), IMAGES),
-            camera_prob=0.2,
-            frame_intervals=(1,),
-            motions=HARDER,
-        ),
+        _windows(800, _clips(2, 17)),
+        _windows(300, _clips(1, 33)),
     ),
     optimizer=OptimizerConfig(
         name="muon", lr=2e-4, muon_lr=4e-3, warmup_steps=10, schedule="linear", final_lr_ratio=0.02, grad_clip=1.0
@@ -80,22 +78,8 @@ DECODER = TrainConfig(
     name="tiny-vae-decoder",
     seed=4,
     stages=(
-        Stage(
-            name="video-64x17",
-            steps=350,
-            shapes=(_clips(2, 17), IMAGES),
-            camera_prob=0.2,
-            frame_intervals=(1,),
-            motions=HARDER,
-        ),
-        Stage(
-            name="video-64x33",
-            steps=150,
-            shapes=(_clips(1, 33), IMAGES),
-            camera_prob=0.2,
-            frame_intervals=(1,),
-            motions=HARDER,
-        ),
+        _windows(350, _clips(2, 17)),
+        _windows(150, _clips(1, 33)),
     ),
     optimizer=OptimizerConfig(
         name="muon", lr=1e-4, muon_lr=1e-3, warmup_steps=10, schedule="linear", final_lr_ratio=0.02, grad_clip=1.0

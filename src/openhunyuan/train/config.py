@@ -98,7 +98,6 @@ class TrainConfig(Strict):
     autocast: Literal["none", "bfloat16", "auto"] = Field(
         default="none", description="'auto' measures at start and picks the faster"
     )
-    compile: bool = False
     faults: FaultConfig = FaultConfig()
     checkpoint_every: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
