@@ -67,14 +67,15 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.dit
 	$(BIN)/python -m benchmarks.vae
 
-# Each recipe resumes where its directory stands; the last one leaves the complete model in runs/tiny-video/model.
+# Each recipe resumes where its directory stands; the last one leaves the complete model in runs/tiny-video-finish/model.
 reproduce-embedded: $(VENV)/.dev
 	$(BIN)/openhunyuan train tiny-text
 	$(BIN)/openhunyuan train tiny-vae
 	$(BIN)/openhunyuan train tiny-vae-decoder
 	$(BIN)/openhunyuan train tiny-image
 	$(BIN)/openhunyuan train tiny-video
-	@echo "The model is in runs/tiny-video/model; try: $(BIN)/openhunyuan generate --model runs/tiny-video/model --prompt \"$(PROMPT)\""
+	$(BIN)/openhunyuan train tiny-video-finish
+	@echo "The model is in runs/tiny-video-finish/model; try: $(BIN)/openhunyuan generate --model runs/tiny-video-finish/model --prompt \"$(PROMPT)\""
 
 clean:
 	rm -rf $(VENV)

@@ -34,4 +34,9 @@ RECIPES: dict[str, Recipe] = {
         "the embedded model's DiT on video, and the complete model folder",
         ("tiny-text", "tiny-vae", "tiny-image"),
     ),
+    "tiny-video-finish": Recipe(
+        "openhunyuan.recipes.tiny_video_finish",
+        "the same DiT on more clips of what is learned last: spins and camera moves",
+        ("tiny-text", "tiny-vae", "tiny-video"),
+    ),
 }

@@ -1,11 +1,13 @@
-"""Recipes ``tiny-image`` and ``tiny-video``: the embedded model's DiT on latents of the synthetic world.
+"""Recipes ``tiny-image``, ``tiny-video`` and ``tiny-video-finish``: the embedded model's DiT on latents of the world.
 
-Images first; then video started from the image weights, low resolution first, images mixed in (report §4.5).
+Images first; then video started from the image weights, low resolution first, images mixed in (report §4.5); at the
+end more clips of what is learned last, from the video weights.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,6 +47,7 @@ SETS = {
     "low": WorldLatents(count=1_000, num_frames=33, size=32, seed=12),
     "short": WorldLatents(count=800, num_frames=17, size=64, seed=13, motions=HARDER),
     "video": WorldLatents(count=5_456, num_frames=33, size=64, seed=14, camera_prob=0.2, motions=HARDER),
+    "finish": WorldLatents(count=14_000, num_frames=33, size=64, seed=16, camera_prob=0.3, motions=(*HARDER, "spins")),
 }
 HELDOUT = {
     "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
@@ -88,6 +91,41 @@ VIDEO = TrainConfig(
     log_every=25,
 )
 
+FINISH = VIDEO.model_copy(
+    update={
+        "name": "tiny-video-finish",
+        "seed": 9,
+        "stages": (
+            Stage(
+                name="video-64x33-finish",
+                steps=10_000,
+                shapes=(_shape(24, 33, share=10), _shape(24, 17), _shape(64, 1)),
+            ),
+        ),
+        "optimizer": OPTIMIZER.model_copy(update={"lr": 5e-4, "muon_lr": 5e-3, "final_lr_ratio": 0.02}),
+    }
+)
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """A run of the DiT: its configuration, the encoded sets it draws from, and whose weights it starts from.
+
+    ``heldout`` names the validation sets.
+    """
+
+    config: TrainConfig
+    sets: tuple[str, ...]
+    heldout: tuple[str, ...]
+    start: str | None = None
+
+
+RUNS: dict[str, FlowRun] = {
+    "tiny-image": FlowRun(IMAGE, ("image",), ("image",)),
+    "tiny-video": FlowRun(VIDEO, ("low", "short", "video", "image"), ("image", "video"), "tiny-image"),
+    "tiny-video-finish": FlowRun(FINISH, ("short", "finish", "image"), ("image", "video"), "tiny-video"),
+}
+
 SAMPLE_PROMPTS = (
     "a large red circle moves right on a black background",
     "a small green star moves up on a navy striped background",
@@ -111,13 +149,12 @@ DEFAULTS = {
 
 
 def datasets(
-    names: list[str], data_dir: Path, encoders: Encoders, device: torch.device = CPU
+    run: FlowRun, data_dir: Path, encoders: Encoders, device: torch.device = CPU
 ) -> tuple[list[ShardDataset], dict]:
     """Encoded training sets and validation batches, made if they are not there yet."""
     options = {"encoders": encoders, "device": device, "workers": os.cpu_count() or 1, "fast": True}
-    train = [encode_world(data_dir / name, SETS[name], **options) for name in names]
-    wanted = {name: spec for name, spec in HELDOUT.items() if name in names}
-    held = {name: encode_world(data_dir / f"heldout-{name}", spec, **options) for name, spec in wanted.items()}
+    train = [encode_world(data_dir / name, SETS[name], **options) for name in run.sets]
+    held = {name: encode_world(data_dir / f"heldout-{name}", HELDOUT[name], **options) for name in run.heldout}
     return train, {name: d.batch(range(min(48, len(d)))) for name, d in held.items()}
 
 
@@ -125,7 +162,7 @@ TEXT_TOKENS = 48  # of a long prompt of the world, for the estimate
 
 
 def workload(which: str) -> Workload:
-    """What ``tiny-image`` or ``tiny-video`` costs."""
+    """What one of ``RUNS`` costs."""
     with torch.device("meta"):
         dit = DiT(DIT)
 
@@ -143,7 +180,7 @@ def workload(which: str) -> Workload:
     def tokens(shape: BatchShape) -> int:
         return VideoSize(shape.num_frames, shape.height, shape.width).latent.tokens(DIT.patch_size)
 
-    return Workload({"tiny-image": IMAGE, "tiny-video": VIDEO}[which], {"model": dit}, forward, tokens)
+    return Workload(RUNS[which].config, {"model": dit}, forward, tokens)
 
 
 def train(
@@ -152,21 +189,21 @@ def train(
     config: TrainConfig | None = None,
     device: torch.device = CPU,
 ) -> Path:
-    """Run ``tiny-image``, or ``tiny-video`` from the image run's weights; ``runs_dir`` holds the text and VAE runs.
+    """Run one of ``RUNS``, from the weights that it starts from; ``runs_dir`` holds them and the text and VAE runs.
 
     Writes ``dit`` and, as ``model``, a complete model folder that ``generate --model`` takes into the run's directory.
     """
-    config = config or {"tiny-image": IMAGE, "tiny-video": VIDEO}[which]
+    run = RUNS[which]
+    config = config or run.config
     run_dir, vae_dir, text_dir = runs_dir / which, runs_dir / "tiny-vae" / "vae", runs_dir / "tiny-text"
     finished = runs_dir / "tiny-vae-decoder" / "vae"  # same encoder, better decoder: what is exported and rendered with
-    names = ["image"] if which == "tiny-image" else ["low", "short", "video", "image"]
     encoders = Encoders(vae_dir, text_dir / "text_encoder", text_dir / "text_encoder_2")
-    sets, validation = datasets(names, runs_dir / "tiny-latents", encoders, device)
+    sets, validation = datasets(run, runs_dir / "tiny-latents", encoders, device)
     torch.manual_seed(config.seed)
     dit = DiT(DIT)
     dit.init_weights()
-    if which == "tiny-video":
-        dit.load_state_dict(load_dit(runs_dir / "tiny-image" / "dit").state_dict())
+    if run.start:
+        dit.load_state_dict(load_dit(runs_dir / run.start / "dit").state_dict())
     dit.requires_grad_(True).train()
     empty = encoders.text.encode([""])
 

@@ -329,10 +329,11 @@ def _split_combinations(split: str) -> list[tuple[str, str, str]]:
 
 
 @cache
-def _by_motion(split: str) -> dict[str, list[tuple[str, str, str]]]:
-    grouped: dict[str, list[tuple[str, str, str]]] = {motion: [] for motion in MOTIONS}
-    for combo in _split_combinations(split):
-        grouped[combo[2]].append(combo)
+def _by_motion(split: str) -> dict[str, dict[str, list[str]]]:
+    """motion → shape → colours that a split has."""
+    grouped: dict[str, dict[str, list[str]]] = {motion: {} for motion in MOTIONS}
+    for shape, color, motion in _split_combinations(split):
+        grouped[motion].setdefault(shape, []).append(color)
     return grouped
 
 
@@ -345,8 +346,9 @@ def sample_scene(
 ) -> Scene:
     """A random scene of a split ("train" never holds a held-out combination, "heldout" only those, "any" both).
 
-    Motions are drawn evenly from `motions` (one named twice comes twice as often), then combinations of that motion,
-    sizes, backgrounds and materials. With `camera_prob` the camera moves (evenly among the 13 moves that are not
+    Motions are drawn evenly from `motions` (one named twice comes twice as often), then the shapes that have the motion
+    in this split, then the colours of both (the hash leaves a spinning square three of eight: drawn by combination, it
+    would come least often), sizes, backgrounds and materials. With `camera_prob` the camera moves (evenly among the 13 moves that are not
     "static"); the subject is then still and the material is not plain, so that the move can be seen. With `photo_prob`
     the background is a photograph.
     """
@@ -357,7 +359,10 @@ def sample_scene(
         moves = [move for move in CAMERA_MOVES if move != "static"]
         camera, motion = moves[int(rng.integers(len(moves)))], "still"
         materials = MATERIALS[1:]
-    shape, color, motion = grouped[motion][int(rng.integers(len(grouped[motion])))]
+    shapes = tuple(grouped[motion])
+    shape = shapes[int(rng.integers(len(shapes)))]
+    colors = grouped[motion][shape]
+    color = colors[int(rng.integers(len(colors)))]
     photo = None
     if photo_prob > 0 and rng.random() < photo_prob:
         photo = tuple(PHOTOS)[int(rng.integers(len(PHOTOS)))]
