@@ -348,9 +348,9 @@ def sample_scene(
 
     Motions are drawn evenly from `motions` (one named twice comes twice as often), then the shapes that have the motion
     in this split, then the colours of both (the hash leaves a spinning square three of eight: drawn by combination, it
-    would come least often), sizes, backgrounds and materials. With `camera_prob` the camera moves (evenly among the 13 moves that are not
-    "static"); the subject is then still and the material is not plain, so that the move can be seen. With `photo_prob`
-    the background is a photograph.
+    would come least often), sizes, backgrounds and materials. With `camera_prob` the camera moves (evenly among the 13
+    moves that are not "static"); the subject is then still and the material is not plain, so that the move can be seen.
+    With `photo_prob` the background is a photograph.
     """
     grouped = _by_motion(split)
     camera, motion = "static", motions[int(rng.integers(len(motions)))]
