@@ -244,10 +244,18 @@ def test_what_auto_was_found_to_mean_holds_for_the_whole_run(tmp_path, monkeypat
     assert again._autocast_dtype(log) is torch.bfloat16
 
 
-def test_the_faster_dtype_is_measured():
+@pytest.mark.parametrize(("slow_in_bf16", "expected"), [(True, None), (False, torch.bfloat16)])
+def test_the_faster_dtype_is_measured(monkeypatch, slow_in_bf16, expected):
     import time
 
-    def once():
-        time.sleep(0.03 if torch.is_autocast_enabled("cpu") else 0.0)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
 
-    assert faster_dtype(nn.Linear(1, 1), once) is None
+    def once():
+        time.sleep(0.03 if torch.is_autocast_enabled("cpu") == slow_in_bf16 else 0.0)
+
+    assert faster_dtype(nn.Linear(1, 1), once) is expected
+
+
+def test_without_bfloat16_units_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert faster_dtype(nn.Linear(1, 1), lambda: pytest.fail("was run")) is None

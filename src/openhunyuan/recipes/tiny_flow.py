@@ -47,7 +47,10 @@ SETS = {
     "low": WorldLatents(count=1_000, num_frames=33, size=32, seed=12),
     "short": WorldLatents(count=800, num_frames=17, size=64, seed=13, motions=HARDER),
     "video": WorldLatents(count=5_456, num_frames=33, size=64, seed=14, camera_prob=0.2, motions=HARDER),
-    "finish": WorldLatents(count=14_000, num_frames=33, size=64, seed=16, camera_prob=0.3, motions=(*HARDER, "spins")),
+    "finish": WorldLatents(
+        count=4_216, num_frames=33, size=64, seed=16, camera_prob=0.25, motions=(*HARDER, "spins", "spins", "spins")
+    ),
+    "finish-image": WorldLatents(count=4_000, num_frames=1, size=64, seed=17),
 }
 HELDOUT = {
     "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
@@ -98,7 +101,7 @@ FINISH = VIDEO.model_copy(
         "stages": (
             Stage(
                 name="video-64x33-finish",
-                steps=10_000,
+                steps=5_000,
                 shapes=(_shape(24, 33, share=10), _shape(24, 17), _shape(64, 1)),
             ),
         ),
@@ -123,7 +126,7 @@ class FlowRun:
 RUNS: dict[str, FlowRun] = {
     "tiny-image": FlowRun(IMAGE, ("image",), ("image",)),
     "tiny-video": FlowRun(VIDEO, ("low", "short", "video", "image"), ("image", "video"), "tiny-image"),
-    "tiny-video-finish": FlowRun(FINISH, ("short", "finish", "image"), ("image", "video"), "tiny-video"),
+    "tiny-video-finish": FlowRun(FINISH, ("short", "finish", "finish-image"), ("image", "video"), "tiny-video"),
 }
 
 SAMPLE_PROMPTS = (
