@@ -101,7 +101,7 @@ FINISH = VIDEO.model_copy(
         "stages": (
             Stage(
                 name="video-64x33-finish",
-                steps=4_000,
+                steps=3_000,
                 shapes=(_shape(24, 33, share=10), _shape(24, 17), _shape(64, 1)),
             ),
         ),
