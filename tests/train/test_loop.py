@@ -235,7 +235,7 @@ def test_what_auto_was_found_to_mean_holds_for_the_whole_run(tmp_path, monkeypat
 
     monkeypatch.setattr(loop, "faster_dtype", lambda *_: torch.bfloat16)
     trainer = Trainer(config(autocast="auto"), task := Regression(), task, tmp_path)
-    log = loop.MetricLog(tmp_path, tensorboard=False)
+    log = loop.MetricLog(tmp_path, log=())
     assert trainer._autocast_dtype(log) is torch.bfloat16
     trainer.save()
     monkeypatch.setattr(loop, "faster_dtype", lambda *_: None)  # the machine is busier now
