@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -166,7 +167,15 @@ def test_a_run_that_keeps_going_wrong_ends_with_its_last_checkpoint(tmp_path):
     assert [n for n, _ in checkpoint.checkpoints(tmp_path)] == [0, 10]
 
 
-def test_sigterm_saves_and_loses_nothing(tmp_path):
+def test_sigterm_saves_and_loses_nothing(tmp_path, monkeypatch):
+    written = checkpoint.write_safetensors
+
+    def slow(*args):  # the checkpoint of step 10 is still being written when the signal comes
+        time.sleep(0.1)
+        written(*args)
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", slow)
+
     class Interrupted(Regression):
         def loss(self, phase, batch, context):
             if context.step == 17:
@@ -176,7 +185,7 @@ def test_sigterm_saves_and_loses_nothing(tmp_path):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "stopped", Interrupted())
     assert stop.value.code == 128 + signal.SIGTERM
-    assert checkpoint.checkpoints(tmp_path / "stopped")[-1][0] == 18  # the step that was being made is in it
+    assert [n for n, _ in checkpoint.checkpoints(tmp_path / "stopped")] == [10, 18]  # with the step being made
     again, whole = Regression(), Regression()
     run(tmp_path / "stopped", again)
     run(tmp_path / "whole", whole)
@@ -220,8 +229,10 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
         return written(path, tensors, *rest)
 
     monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    trainer = Trainer(config(), task := Regression(), task, tmp_path)
     with pytest.raises(OSError, match=r"step 20 cannot be written .*No space left.*last good one is step_00000010"):
-        run(tmp_path, Regression())
+        trainer.run()
+    assert 20 < trainer.step <= 30  # said after a step, and not later than the next checkpoint
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000000", "step_00000010"]
     monkeypatch.setattr(checkpoint, "write_safetensors", tensorfile.write_safetensors)
     whole, again = Regression(), Regression()
@@ -245,8 +256,6 @@ def test_what_auto_was_found_to_mean_holds_for_the_whole_run(tmp_path, monkeypat
 
 
 def test_the_faster_dtype_is_measured():
-    import time
-
     def once():
         time.sleep(0.03 if torch.is_autocast_enabled("cpu") else 0.0)
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from openhunyuan.base.device import pick_device
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, unknown
+from openhunyuan.base.require import require
 from openhunyuan.cli.parse import parse
 from openhunyuan.cli.watch import watch
 from openhunyuan.infer.output import check_folder
@@ -43,12 +44,12 @@ class TrainOptions(Record):
     )
     replicas: int = Field(1, ge=1, description="--dry-run: groups of processes that each hold all weights (HSDP).")
     recompute: bool = Field(False, description="--dry-run: activations within blocks are computed again, not kept.")
-    log: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        ("tensorboard",), description="Where metrics go beside metrics.jsonl; repeat for several. wandb is an extra."
+    log: tuple[Literal["wandb"], ...] = Field(
+        (), description="wandb: metrics also go to Weights & Biases (an extra), beside metrics.jsonl and TensorBoard."
     )
     watch: bool = Field(
         False,
-        description="Show the processes of the recipe's run: last heartbeat, step times, which is slow or silent.",
+        description="Show the processes of the recipe's run: last heartbeat, step times, who is slow or silent.",
     )
     report: bool = Field(False, description="Write report.html of the recipe's runs as they stand, and start nothing.")
     utilization: float = Field(
@@ -96,13 +97,15 @@ def run(args: Sequence[str]) -> int:
             f"Recipe {name} needs {' and '.join(missing)} in {runs_dir}; run `openhunyuan train {missing[0]}` first."
         )
     check_folder(runs_dir)
+    for package in options.log:
+        require(package, package)
     import torch
+
+    from openhunyuan.train.running import Running, run_with
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    from openhunyuan.train.running import Running, run_with
-
-    with run_with(Running(log=options.log)):
+    with run_with(Running(log=("tensorboard", *options.log))):
         print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
     return 0
 
@@ -111,8 +114,8 @@ def _only_in_a_dry_run(options: TrainOptions) -> None:
     given = [name for name in _DRY_RUN if getattr(options, name) != TrainOptions.model_fields[name].default]
     if given and not options.dry_run:
         raise UserError(
-            f"--{given[0].replace('_', '-')} is for --dry-run; add that. A recipe trains in one process; how several share "
-            "a run of your own is said by torchrun and a Layout (docs/guides/train.md)."
+            f"--{given[0].replace('_', '-')} is for --dry-run; add that. A recipe trains in one process; how several "
+            "share a run of your own is said by torchrun and a Layout (docs/guides/train.md)."
         )
 
 

@@ -263,7 +263,7 @@ class Trainer:
         ``wait``, some time before the next one is."""
         if self._saved != self.step:
             self.alive("saving")
-            stood_still = self.saver.save(self.step, self.state_dict())
+            stood_still = self.saver.save(self.step, lambda then: whole(self.state_dict(), then))
             self.window.add({"save_stall": stood_still})
             self._saved = self.step
         if wait:

@@ -8,8 +8,9 @@ for every layout.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,8 @@ import torch
 from torch import Tensor
 
 from openhunyuan.base.log import get_logger
-from openhunyuan.parallel.apply import whole
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint
-
-Place = tuple[str, ...]
 
 
 class Saver:
@@ -35,11 +33,12 @@ class Saver:
         self.world, self.background = world or World(), background
         self.pool: ThreadPoolExecutor | None = None
         self.writing: Future[Path] | None = None
-        self.host: dict[Place, Tensor] = {}  # kept from save to save: fresh memory costs more than the copy
+        self.host = HostMemory()
 
-    def save(self, step: int, state: Mapping[str, Any]) -> float:
-        """Save ``state`` as that after ``step`` steps; returns the seconds for which training stood still.
+    def save(self, step: int, gather: Callable[[Callable[[Tensor], Any]], Mapping[str, Any]]) -> float:
+        """Save the state after ``step`` steps; returns the seconds for which training stood still.
 
+        gather: makes the state of what the given function returns for each of its tensors (``parallel.apply.whole``).
         With ``background`` the checkpoint is there when ``wait`` returns, and not before.
 
         Raises:
@@ -48,10 +47,11 @@ class Saver:
         started = time.perf_counter()
         self.wait()
         if self.background or self.world.size > 1:
-            state = on_host(state, self.host, keep=self.world.is_main)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-        write = lambda: checkpoint.save(self.run_dir, step, state, self.keep, self.about)  # noqa: E731
+            state = gather(self.host.copies() if self.world.is_main else lambda _: None)
+            self.host.ready()
+        else:
+            state = gather(lambda tensor: tensor)
+        write = partial(checkpoint.save, self.run_dir, step, state, self.keep, self.about)
         if not self.background:
             self.world.once(write)
         elif self.world.is_main:
@@ -89,23 +89,31 @@ class Saver:
             self.pool = None
 
 
-def on_host(state: Any, host: dict[Place, Tensor], keep: bool = True, place: Place = ()) -> Any:
-    """A nested state with every tensor whole and copied to CPU memory, which ``host`` remembers by its place.
+class HostMemory:
+    """Copies of tensors in CPU memory that is kept: fresh memory costs more than the copy."""
 
-    All processes have to ask for it together; one that does not ``keep`` it gets None for every tensor. Copies from a
-    GPU go on when this returns: synchronise before they are read.
-    """
-    if isinstance(state, Tensor):
-        tensor = whole(state).detach()
-        if not keep:
-            return None
-        held = host.get(place)
-        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            held = host[place] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return held.copy_(tensor, non_blocking=True)
-    if isinstance(state, Mapping):
-        return {key: on_host(value, host, keep, (*place, str(key))) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        copied = [on_host(value, host, keep, (*place, str(number))) for number, value in enumerate(state)]
-        return copied if isinstance(state, list) else tuple(copied)
-    return state
+    def __init__(self) -> None:
+        self.held: list[Tensor] = []
+        self.device: torch.device | None = None
+
+    def copies(self) -> Callable[[Tensor], Tensor]:
+        """A function that copies one tensor after another, into the memory of the ones before where it fits."""
+        count = 0
+
+        def copy(tensor: Tensor) -> Tensor:
+            nonlocal count
+            held = self.held[count] if count < len(self.held) else None
+            if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self.held[count : count + 1] = [held]
+            count += 1
+            if tensor.is_cuda:
+                self.device = tensor.device
+            return held.copy_(tensor.detach(), non_blocking=True)
+
+        return copy
+
+    def ready(self) -> None:
+        """Copies from a GPU go on while others are asked for; wait until all are there."""
+        if self.device is not None:
+            torch.cuda.synchronize(self.device)

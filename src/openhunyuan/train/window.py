@@ -32,8 +32,9 @@ class Meter:
     also what is computed again (recomputation, repeated micro-batches that weigh nothing).
     """
 
-    def __init__(self, device: torch.device, recompute: bool = False) -> None:
-        self.device, self.recompute = device, recompute
+    def __init__(self, device: torch.device, recompute: bool = False, share: float = 1.0) -> None:
+        """share: this process's part of the work on its batches, where several have the same ones."""
+        self.device, self.recompute, self.share = device, recompute, share
         self.parts: list[tuple[Work, float, Any, Any]] = []
         self.losses: list[tuple[str, Tensor]] = []
 
@@ -66,8 +67,8 @@ class Meter:
         if self.device.type == "cuda" and self.parts:
             torch.cuda.synchronize(self.device)
         for work, weight, begin, end in self.parts:
-            add("model", work.bucket, (3 * work.trained + work.frozen) if weight else 0)
-            add("hardware", work.bucket, (4 if self.recompute else 3) * work.trained + work.frozen)
+            add("model", work.bucket, self.share * (3 * work.trained + work.frozen) if weight else 0)
+            add("hardware", work.bucket, self.share * ((4 if self.recompute else 3) * work.trained + work.frozen))
             add("seconds", work.bucket, begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin)
         self.parts, self.losses = [], []
         return sums
