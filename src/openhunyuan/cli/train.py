@@ -17,6 +17,7 @@ from openhunyuan.cli.parse import parse
 from openhunyuan.cli.watch import watch
 from openhunyuan.infer.output import check_folder
 from openhunyuan.recipes.registry import RECIPES, Recipe
+from openhunyuan.train.running import Running, run_with
 
 
 class TrainOptions(Record):
@@ -89,24 +90,27 @@ def run(args: Sequence[str]) -> int:
         return _report(runs_dir / name)
     if options.watch:
         return watch(_runs_in(runs_dir / name))
-    if options.data is not None:
-        return _train_on_data(name, options, Path(options.data), runs_dir)
+    for package in options.log:
+        require(package, package)
+    with run_with(Running(log=("tensorboard", *options.log))):
+        if options.data is not None:
+            return _train_on_data(name, options, Path(options.data), runs_dir)
+        return _train(name, options, runs_dir)
+
+
+def _train(name: str, options: TrainOptions, runs_dir: Path) -> int:
+    recipe = RECIPES[name]
     missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
     if missing:
         raise UserError(
             f"Recipe {name} needs {' and '.join(missing)} in {runs_dir}; run `openhunyuan train {missing[0]}` first."
         )
     check_folder(runs_dir)
-    for package in options.log:
-        require(package, package)
     import torch
-
-    from openhunyuan.train.running import Running, run_with
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    with run_with(Running(log=("tensorboard", *options.log))):
-        print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
+    print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
     return 0
 
 
