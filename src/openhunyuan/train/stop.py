@@ -13,12 +13,16 @@ import torch.distributed as dist
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """Collects SIGTERM/SIGINT so that the running step ends and a checkpoint is written."""
+    """Collects SIGTERM and SIGINT, so that the step ends and a checkpoint is written; a second Ctrl-C does not wait."""
     received: list[int] = []
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+
     try:
-        previous = {
-            s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
-        }
+        previous = {s: signal.signal(s, receive) for s in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not the main thread: nothing to catch
         previous = {}
     try:
