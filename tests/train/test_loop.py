@@ -10,7 +10,8 @@ from torch import nn
 from openhunyuan.base.errors import UserError
 from openhunyuan.train import checkpoint
 from openhunyuan.train.config import BatchShape, FaultConfig, OptimizerConfig, Stage, TrainConfig
-from openhunyuan.train.loop import Trainer, faster_dtype, step_generator
+from openhunyuan.train.loop import Trainer, step_generator
+from openhunyuan.train.precision import faster_dtype
 
 SHAPE = BatchShape(batch_size=8, num_frames=1, height=16, width=16)
 

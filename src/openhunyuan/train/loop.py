@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -33,6 +33,7 @@ from openhunyuan.train.ema import EMA
 from openhunyuan.train.faults import FaultLog, LossWatch
 from openhunyuan.train.heartbeat import Doing, Heartbeat, forget_beats
 from openhunyuan.train.metrics import MetricLog, progress_bar
+from openhunyuan.train.precision import autocast, faster_dtype
 from openhunyuan.train.report import write_report
 from openhunyuan.train.saving import Saver
 from openhunyuan.train.stop import StallGuard, stop_on_signal
@@ -118,26 +119,6 @@ def sample_generator(seed: int, sample: int, epoch: int, purpose: str = "") -> t
     ``purpose`` tells streams of one sample apart."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{epoch}{purpose}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def faster_dtype(module: nn.Module, run_once) -> torch.dtype | None:  # noqa: ANN001
-    """bfloat16 when one autocast forward of ``run_once()`` is measured faster than one in fp32, else None."""
-
-    def seconds(dtype: torch.dtype | None) -> float:
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            with torch.no_grad(), _autocast(module, dtype):
-                run_once()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    return torch.bfloat16 if seconds(torch.bfloat16) < seconds(None) else None
-
-
-def _autocast(module: nn.Module, dtype: torch.dtype | None):  # noqa: ANN202
-    device = next(module.parameters()).device.type
-    return torch.autocast(device, dtype) if dtype else nullcontext()
 
 
 class Trainer:
@@ -328,7 +309,7 @@ class Trainer:
             for weight, fetched, part in parts:
                 work = self.task.work(phase, fetched) if isinstance(self.task, Counted) else None
                 with self.meter.part(work, weight):
-                    with _autocast(module, dtype):
+                    with autocast(module, dtype):
                         loss, said = self.task.loss(phase, part, context)
                     (loss * weight).backward()
                 by_level = said.pop("by_level", None)
@@ -387,8 +368,8 @@ class Trainer:
         )
         context = self.context(min(self.step, config.total_steps - 1))
         with self.averaged(), torch.no_grad():
-            if validates:
-                log.write(self.step, **{f"val/{k}": v for k, v in self.task.validate(context).items()})
+            if validates and (values := self.task.validate(context)):
+                log.write(self.step, **{f"val/{k}": v for k, v in values.items()})
             if renders:
                 self.alive("validating")
                 folder = samples.with_name(f".{samples.name}")
