@@ -14,7 +14,7 @@ from openhunyuan.train import checkpoint
 from openhunyuan.train.heartbeat import read_beats
 
 ROOT = Path(__file__).parents[2]
-STALL = 60.0
+STALL = 120.0
 """Seconds; longer than any start or step on a busy machine."""
 
 

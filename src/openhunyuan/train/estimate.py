@@ -154,7 +154,7 @@ def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> 
                 held[key] = count_forward(lambda shape=shape: workload.forward(shape), workload.modules.values(), units)
             forward = held[key]
             most = math.ceil(shape.batch_size / processes) / shape.batch_size
-            kept = math.ceil(most * (forward.recomputed if layout.recompute else forward.kept))
+            kept = math.ceil(most * ((layout.recompute and forward.recomputed) or forward.kept))
             passes = 1 + BACKWARD + (1 if layout.recompute else 0)
             samples = count * shape.batch_size
             tokens = samples * workload.tokens(shape)
@@ -192,11 +192,12 @@ def _optimizer_numbers(module: nn.Module, config: OptimizerConfig) -> int:
 @dataclass(frozen=True)
 class Forward:
     """One forward pass: operations of products and convolutions, bytes kept for the backward pass, and bytes kept when
-    blocks are computed again: all that is kept outside of them, their inputs, and all of the largest one."""
+    blocks are computed again: all that is kept outside of them, their inputs, and all of the largest one; 0 = not
+    known."""
 
     flops: int
     kept: int
-    recomputed: int
+    recomputed: int = 0
 
 
 def count_forward(
