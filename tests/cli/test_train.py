@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from openhunyuan.cli.main import main
+from tests.train.test_heartbeat import beat
 
 
 def test_a_dry_run_prints_the_costs_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,12 +17,36 @@ def test_a_dry_run_prints_the_costs_and_starts_nothing(tmp_path: Path, capsys: p
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_counts_processes_and_price(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--processes", "4", "--replicas", "2", "--recompute", "--price-per-gpu-hour", "2.5"]
+    assert main(["train", "tiny-image", "--dry-run", "--runs-dir", str(tmp_path), *words]) == 0
+    out = capsys.readouterr().out
+    assert "4 processes, 2 x 2: each holds 1/2 of the state, blocks are computed again" in out
+    assert "of gathered blocks" in out and "device hours at 2.5" in out
+
+
+def test_watch_shows_the_processes_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "tiny-image"
+    (run / "heartbeats").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    for rank in range(2):
+        said = beat(rank, step=7, total_steps=40, data_wait=1.5 if rank else 0.1)
+        (run / "heartbeats" / f"rank_{rank:05d}.json").write_text(said.model_dump_json())
+    assert main(["train", "tiny-image", "--watch", "--runs-dir", str(tmp_path)]) == 0
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "7/40" in line]
+    assert "silent" in first and "slowest" not in first and "silent, slowest: data" in second
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
         (["tiny-imag"], "did you mean tiny-image"),
         (["tiny-image", "--dryrun"], "did you mean --dry-run"),
         (["tiny-image", "--dry-run", "--utilization", "2"], "utilization is 2.0, but it must be at most 1.0"),
+        (["tiny-image", "--dry-run", "--processes", "4", "--replicas", "3"], "cannot make 3 equal replicas"),
+        (["tiny-image", "--price-per-gpu-hour", "2"], "--price-per-gpu-hour is for --dry-run"),
+        (["tiny-image", "--log", "wand"], "'wandb'"),
+        (["tiny-image", "--watch", "--runs-dir", "nowhere"], "no run in nowhere/tiny-image"),
         (["tiny-image", "--report", "--runs-dir", "nowhere"], "no run in nowhere/tiny-image"),
         (["tiny-video", "--runs-dir", "nowhere"], "needs tiny-text and tiny-vae and tiny-image"),
     ],

@@ -1,10 +1,13 @@
+import pytest
 import torch
 from torch import nn
 
+from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.flops import dit_flops
+from openhunyuan.parallel.apply import Layout, blocks
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.estimate import Workload, count_forward, duration, estimate, in_words
 from openhunyuan.train.optim import build_optimizers
@@ -63,9 +66,37 @@ def test_a_run_is_counted_as_its_formulas_say():
 def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_the_weights():
     net = nn.Sequential(nn.Linear(6, 10), nn.Sigmoid(), nn.Linear(10, 4), nn.Tanh())
     x = torch.zeros(5, 6)
-    flops, kept = count_forward(lambda: net(x), [net])
-    assert flops == 2 * 5 * (6 * 10 + 10 * 4)
-    assert kept == 4 * 5 * (6 + 10 + 4)  # the input, the sigmoid's output (kept by two), the tanh's output
+    counted = count_forward(lambda: net(x), [net], [net[0], net[1]])
+    assert counted.flops == 2 * 5 * (6 * 10 + 10 * 4)
+    assert counted.kept == 4 * 5 * (6 + 10 + 4)  # the input, the sigmoid's output (kept by two), the tanh's output
+    # computed again: the inputs of the two blocks (6, 10), and what lies after them (the sigmoid's output: 10, the
+    # tanh's: 4); neither block keeps more within than that
+    assert counted.recomputed == 4 * 5 * (6 + 10 + 10 + 4)
+
+
+def test_several_processes_share_the_state_the_samples_and_the_time() -> None:
+    config = TrainConfig(
+        name="r", ema_decay=0.9, keep_checkpoints=2, stages=(Stage(name="s", steps=6, shapes=(CLIPS, IMAGES)),)
+    )
+    with torch.device("meta"):
+        dit = DiT(SMALL)
+    work = Workload(config, {"model": dit}, lambda shape: dit(*inputs(shape, "meta")), lambda _: 1)
+    one, many = estimate(work), estimate(work, Layout(replicas=2), 4)
+    assert many.state == pytest.approx(one.state / 2, abs=1) and many.checkpoints == one.checkpoints
+    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks(dit))
+    assert many.gathered == 3 * 4 * largest and one.gathered == 0
+    (clips, images), (all_clips, all_images) = many.stages, one.stages
+    assert clips.activations == all_clips.activations / 2  # two clips for four processes: one of them is the most
+    assert images.activations == all_images.activations / 4
+    assert many.flops == one.flops and many.seconds(1e9) == one.seconds(1e9) / 4
+    again = estimate(work, Layout(recompute=True))
+    assert again.flops * 3 == one.flops * 4
+    assert all(a.activations < b.activations / 1.5 for a, b in zip(again.stages, one.stages, strict=True))
+    hours = one.seconds(1e3) / 3600
+    assert f"cost        {hours * 2.5:,.2f}: {hours:,.2f} device hours at 2.5" in many.lines(1e3, "x", 2.5)
+    assert not [line for line in many.lines(1e9, "x") if line.startswith("cost")]
+    with pytest.raises(UserError, match="4 processes cannot make 3 equal replicas"):
+        estimate(work, Layout(replicas=3), 4)
 
 
 def test_frozen_modules_cost_their_weights_only():

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from openhunyuan.base.errors import UserError
 from openhunyuan.train import checkpoint
 from openhunyuan.train.config import BatchShape, FaultConfig, OptimizerConfig, Stage, TrainConfig
-from openhunyuan.train.loop import Trainer, faster_dtype, step_generator
+from openhunyuan.train.loop import Trainer, step_generator
+from openhunyuan.train.precision import faster_dtype
 
 SHAPE = BatchShape(batch_size=8, num_frames=1, height=16, width=16)
 
@@ -166,7 +168,15 @@ def test_a_run_that_keeps_going_wrong_ends_with_its_last_checkpoint(tmp_path):
     assert [n for n, _ in checkpoint.checkpoints(tmp_path)] == [0, 10]
 
 
-def test_sigterm_saves_and_loses_nothing(tmp_path):
+def test_sigterm_saves_and_loses_nothing(tmp_path, monkeypatch):
+    written = checkpoint.write_safetensors
+
+    def slow(*args):  # the checkpoint of step 10 is still being written when the signal comes
+        time.sleep(0.1)
+        written(*args)
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", slow)
+
     class Interrupted(Regression):
         def loss(self, phase, batch, context):
             if context.step == 17:
@@ -176,7 +186,7 @@ def test_sigterm_saves_and_loses_nothing(tmp_path):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "stopped", Interrupted())
     assert stop.value.code == 128 + signal.SIGTERM
-    assert checkpoint.checkpoints(tmp_path / "stopped")[-1][0] == 18  # the step that was being made is in it
+    assert [n for n, _ in checkpoint.checkpoints(tmp_path / "stopped")] == [10, 18]  # with the step being made
     again, whole = Regression(), Regression()
     run(tmp_path / "stopped", again)
     run(tmp_path / "whole", whole)
@@ -220,8 +230,10 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
         return written(path, tensors, *rest)
 
     monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    trainer = Trainer(config(), task := Regression(), task, tmp_path)
     with pytest.raises(OSError, match=r"step 20 cannot be written .*No space left.*last good one is step_00000010"):
-        run(tmp_path, Regression())
+        trainer.run()
+    assert 20 < trainer.step <= 30  # said after a step, and not later than the next checkpoint
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000000", "step_00000010"]
     monkeypatch.setattr(checkpoint, "write_safetensors", tensorfile.write_safetensors)
     whole, again = Regression(), Regression()
@@ -235,7 +247,7 @@ def test_what_auto_was_found_to_mean_holds_for_the_whole_run(tmp_path, monkeypat
 
     monkeypatch.setattr(loop, "faster_dtype", lambda *_: torch.bfloat16)
     trainer = Trainer(config(autocast="auto"), task := Regression(), task, tmp_path)
-    log = loop.MetricLog(tmp_path, tensorboard=False)
+    log = loop.MetricLog(tmp_path, log=())
     assert trainer._autocast_dtype(log) is torch.bfloat16
     trainer.save()
     monkeypatch.setattr(loop, "faster_dtype", lambda *_: None)  # the machine is busier now
@@ -246,8 +258,6 @@ def test_what_auto_was_found_to_mean_holds_for_the_whole_run(tmp_path, monkeypat
 
 @pytest.mark.parametrize(("slow_in_bf16", "expected"), [(True, None), (False, torch.bfloat16)])
 def test_the_faster_dtype_is_measured(monkeypatch, slow_in_bf16, expected):
-    import time
-
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
 
     def once():

@@ -96,3 +96,33 @@ def measure_matmul(device: torch.device, dtype: torch.dtype, size: int = 1024, s
         wait()
         count += 1
     return 2 * size**3 * count / (time.perf_counter() - start) / 1e9
+
+
+_PEAKS = (
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+)
+"""Dense bfloat16 operations a second, from the makers' data sheets."""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """(operations a second that products can reach on ``device``, where the number is from).
+
+    The data sheet's for bfloat16 on a GPU it is known of; else what square products reach at this moment. The global
+    random state stays as it is.
+    """
+    import torch
+
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        name = torch.cuda.get_device_name(device)
+        for known, peak in _PEAKS:
+            if known in name:
+                return peak, f"data sheet of {known}"
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        size = 8192 if device.type == "cuda" else 1024
+        return 1e9 * measure_matmul(device, dtype, size), f"{str(dtype).removeprefix('torch.')} products measured"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from openhunyuan.base.device import pick_device
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, unknown
+from openhunyuan.base.require import require
 from openhunyuan.cli.parse import parse
+from openhunyuan.cli.watch import watch
 from openhunyuan.infer.output import check_folder
 from openhunyuan.recipes.registry import RECIPES, Recipe
+from openhunyuan.train.running import Running, run_with
 
 
 class TrainOptions(Record):
@@ -33,6 +37,21 @@ class TrainOptions(Record):
     dry_run: bool = Field(
         False, description="Print parameters, operations, tokens, memory and time of the recipe, and start nothing."
     )
+    price_per_gpu_hour: float | None = Field(
+        None, gt=0, description="--dry-run: also the cost, at this price of an hour of one device."
+    )
+    processes: int = Field(
+        1, ge=1, description="--dry-run: processes (devices) that share the work, as under torchrun."
+    )
+    replicas: int = Field(1, ge=1, description="--dry-run: groups of processes that each hold all weights (HSDP).")
+    recompute: bool = Field(False, description="--dry-run: activations within blocks are computed again, not kept.")
+    log: tuple[Literal["wandb"], ...] = Field(
+        (), description="wandb: metrics also go to Weights & Biases (an extra), beside metrics.jsonl and TensorBoard."
+    )
+    watch: bool = Field(
+        False,
+        description="Show the processes of the recipe's run: last heartbeat, step times, who is slow or silent.",
+    )
     report: bool = Field(False, description="Write report.html of the recipe's runs as they stand, and start nothing.")
     utilization: float = Field(
         0.25,
@@ -40,6 +59,9 @@ class TrainOptions(Record):
         le=1,
         description="--dry-run: share of the measured matrix speed that training is taken to reach.",
     )
+
+
+_DRY_RUN = ("price_per_gpu_hour", "processes", "replicas", "recompute")
 
 
 def usage() -> str:
@@ -61,12 +83,23 @@ def run(args: Sequence[str]) -> int:
         raise UserError(unknown("recipe", name, RECIPES))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
     recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
+    _only_in_a_dry_run(options)
     if options.dry_run:
         return _dry_run(recipe, options)
     if options.report:
         return _report(runs_dir / name)
-    if options.data is not None:
-        return _train_on_data(name, options, Path(options.data), runs_dir)
+    if options.watch:
+        return watch(_runs_in(runs_dir / name))
+    for package in options.log:
+        require(package, package)
+    with run_with(Running(log=("tensorboard", *options.log))):
+        if options.data is not None:
+            return _train_on_data(name, options, Path(options.data), runs_dir)
+        return _train(name, options, runs_dir)
+
+
+def _train(name: str, options: TrainOptions, runs_dir: Path) -> int:
+    recipe = RECIPES[name]
     missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
     if missing:
         raise UserError(
@@ -79,6 +112,23 @@ def run(args: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
     print(importlib.import_module(recipe.module).train(runs_dir, device=pick_device(options.device)))
     return 0
+
+
+def _only_in_a_dry_run(options: TrainOptions) -> None:
+    given = [name for name in _DRY_RUN if getattr(options, name) != TrainOptions.model_fields[name].default]
+    if given and not options.dry_run:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for --dry-run; add that. A recipe trains in one process; how several "
+            "share a run of your own is said by torchrun and a Layout (docs/guides/train.md)."
+        )
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """A recipe's directory is a run, or holds several."""
+    runs = [path.parent for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])]
+    if not runs:
+        raise UserError(f"There is no run in {folder}; train the recipe first, or give its --runs-dir.")
+    return runs
 
 
 def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path) -> int:
@@ -97,13 +147,10 @@ def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path)
 
 
 def _report(folder: Path) -> int:
-    """Write the pages of the runs in a recipe's directory; it is one, or holds several."""
+    """Write the pages of the runs in a recipe's directory."""
     from openhunyuan.train.report import write_report
 
-    runs = [path.parent for path in sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])]
-    if not runs:
-        raise UserError(f"There is no run in {folder}; train the recipe first, or give its --runs-dir.")
-    for run_dir in runs:
+    for run_dir in _runs_in(folder):
         print(write_report(run_dir))
     return 0
 
@@ -113,6 +160,7 @@ def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
     import torch
 
     from openhunyuan.base.device import measure_matmul
+    from openhunyuan.parallel.apply import Layout
     from openhunyuan.train.estimate import estimate
 
     if options.threads:
@@ -120,6 +168,8 @@ def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
     device = pick_device(options.device)
     speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
     source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
+    layout = Layout(replicas=options.replicas, recompute=options.recompute)
     for workload in importlib.import_module(recipe.module).workloads():
-        print("\n".join(estimate(workload).lines(speed, source)))
+        counted = estimate(workload, layout, options.processes)
+        print("\n".join(counted.lines(speed, source, options.price_per_gpu_hour)))
     return 0

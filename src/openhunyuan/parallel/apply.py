@@ -6,7 +6,7 @@ go in and out whole, so a checkpoint is the same for every layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,16 +34,21 @@ class Layout(Record):
 ALONE = Layout()
 
 
+def check_layout(layout: Layout, processes: int) -> None:
+    """Raise ``UserError`` unless the replicas divide the processes."""
+    if processes % layout.replicas:
+        raise UserError(
+            f"{processes} processes cannot make {layout.replicas} equal replicas; choose a divisor of {processes}."
+        )
+
+
 def make_mesh(layout: Layout, world: World, device_type: str) -> DeviceMesh | None:
     """Processes as (replicas, shards), or (shards,); None where there is one.
 
     Raises:
         UserError: the replicas do not divide the processes.
     """
-    if world.size % layout.replicas:
-        raise UserError(
-            f"{world.size} processes cannot make {layout.replicas} equal replicas; choose a divisor of {world.size}."
-        )
+    check_layout(layout, world.size)
     if world.size == 1:
         return None
     if layout.replicas == 1:
@@ -86,14 +91,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(state: Any) -> Any:
-    """A nested state with every sharded tensor gathered. All processes have to ask for it together."""
-    if isinstance(state, DTensor):
-        return state.full_tensor()
+def whole(state: Any, then: Callable[[Tensor], Any] = lambda tensor: tensor) -> Any:
+    """A nested state with every sharded tensor gathered. All processes have to ask for it together.
+
+    then: what to keep of a tensor that is whole, before the next one is gathered.
+    """
+    if isinstance(state, Tensor):
+        return then(state.full_tensor() if isinstance(state, DTensor) else state)
     if isinstance(state, Mapping):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: whole(value, then) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(whole(value) for value in state)
+        return type(state)(whole(value, then) for value in state)
     return state
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+TIMEOUT = 1800.0
+"""Seconds. Longer than the longest thing that one process does while the others wait."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,17 @@ class World:
     size: int = 1
 
     @classmethod
-    def join(cls, device: torch.device) -> World:
-        """The world that ``torchrun`` describes (RANK, WORLD_SIZE, …): gloo on CPUs, NCCL on GPUs; alone without it."""
+    def join(cls, device: torch.device, timeout: float = TIMEOUT) -> World:
+        """The world that ``torchrun`` describes (RANK, WORLD_SIZE, …): gloo on CPUs, NCCL on GPUs; alone without it.
+
+        timeout: seconds that a process waits for the others before it gives up; of the first call.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return cls(dist.get_rank(), size)
 
     @property

@@ -33,8 +33,9 @@ from openhunyuan.recipes.world_source import to_video
 from openhunyuan.tiny import world
 from openhunyuan.tiny.vocabulary import MOTIONS
 from openhunyuan.train.config import BatchShape, Stage, Strict
-from openhunyuan.train.loop import Batch, faster_dtype
+from openhunyuan.train.loop import Batch
 from openhunyuan.train.metrics import progress_bar
+from openhunyuan.train.precision import faster_dtype
 
 
 class WorldLatents(Strict):

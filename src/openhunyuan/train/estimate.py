@@ -6,13 +6,15 @@ product, and a hook every tensor that is kept for the backward pass. Time is ope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openhunyuan.parallel.apply import ALONE, Layout, blocks, check_layout
 from openhunyuan.train.config import BatchShape, OptimizerConfig, TrainConfig
 
 BACKWARD = 2
@@ -41,8 +43,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class StageCost:
-    """All steps of one batch shape in one stage. flops: forward and backward of all of them; activations: bytes kept
-    for one backward pass."""
+    """All steps of one batch shape in one stage. flops: forward and backward of all of them, and what is computed
+    again; activations: bytes a process keeps for one backward pass."""
 
     stage: str
     shape: BatchShape
@@ -55,7 +57,8 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The costs of a run. Sizes in bytes; ``state`` is weights, gradients, optimizer states and average."""
+    """The costs of a run. Sizes in bytes and of one process; ``state`` is its part of weights, gradients, optimizer
+    states and average, ``gathered`` what it holds whole of the others' parts at the worst moment."""
 
     name: str
     parameters: Mapping[str, tuple[int, int]]
@@ -63,8 +66,11 @@ class Estimate:
     stages: tuple[StageCost, ...]
     state: int
     checkpoints: int
-    """on the disk, all that are kept and the one being written"""
+    """on the disk, all that are kept and the one being written; of all processes"""
     note: str
+    gathered: int = 0
+    layout: Layout = ALONE
+    processes: int = 1
 
     @property
     def flops(self) -> int:
@@ -80,14 +86,15 @@ class Estimate:
 
     @property
     def memory(self) -> int:
-        """State and the largest step's activations."""
-        return self.state + max(stage.activations for stage in self.stages)
+        """State, what is gathered and the largest step's activations."""
+        return self.state + self.gathered + max(stage.activations for stage in self.stages)
 
     def seconds(self, flops_per_second: float) -> float:
-        return self.flops / flops_per_second
+        """At the speed of one process, and as if all were busy all the time."""
+        return self.flops / (flops_per_second * self.processes)
 
-    def lines(self, flops_per_second: float, source: str) -> list[str]:
-        """The page that ``--dry-run`` prints."""
+    def lines(self, flops_per_second: float, source: str, price_per_hour: float | None = None) -> list[str]:
+        """The page that ``--dry-run`` prints. price_per_hour: of one device; without it no cost is printed."""
         lines = [f"run         {self.name}"]
         for name, (every, trained) in self.parameters.items():
             lines.append(f"parameters  {name}: {every:,}" + (f", {trained:,} trained" if trained != every else ""))
@@ -98,22 +105,43 @@ class Estimate:
                 f"stage       {cost.stage}: {cost.steps} steps of {size}, {cost.tokens:,} tokens, "
                 f"{in_words(cost.flops, 'FLOP')}, {in_words(cost.activations, 'B')} kept for the backward pass"
             )
+        where = "" if self.processes == 1 else " a process"
+        state = "weights, gradients, optimizer and average"
+        if self.processes > 1:
+            shards = self.processes // self.layout.replicas
+            lines.append(
+                f"layout      {self.processes} processes, {self.layout.replicas} x {shards}: each holds 1/{shards} of "
+                "the state" + (", blocks are computed again" if self.layout.recompute else "")
+            )
+            state += f", {in_words(self.gathered, 'B')} of gathered blocks"
         steps, total = sum(cost.steps for cost in self.stages), in_words(self.flops, "FLOP")
         lines += [
             f"in all      {steps:,} steps, {self.samples:,} samples, {self.tokens:,} tokens, {total}",
-            f"memory      {in_words(self.memory, 'B')}: {in_words(self.state, 'B')} of weights, gradients, optimizer "
-            f"and average, {in_words(self.memory - self.state, 'B')} of activations in the largest step (fp32)",
+            f"memory      {in_words(self.memory, 'B')}{where}: {in_words(self.state, 'B')} of {state}, "
+            f"{in_words(self.memory - self.state - self.gathered, 'B')} of activations in the largest step (fp32)",
             f"disk        {in_words(self.checkpoints, 'B')} of checkpoints",
             f"time        {duration(self.seconds(flops_per_second))} at {in_words(int(flops_per_second), 'FLOP/s')}"
-            f" ({source}); data, validation and samples not counted",
+            f"{where} ({source}); data, communication, validation and samples not counted",
         ]
+        if price_per_hour:
+            hours = self.processes * self.seconds(flops_per_second) / 3600
+            lines.append(f"cost        {hours * price_per_hour:,.2f}: {hours:,.2f} device hours at {price_per_hour:g}")
         return lines + ([f"note        {self.note}"] if self.note else [])
 
 
-def estimate(workload: Workload) -> Estimate:
-    """Count a run. Each distinct shape's forward runs once, on the meta device."""
+def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> Estimate:
+    """Count a run. Each distinct shape's forward runs once, on the meta device.
+
+    Several processes share the samples of a step evenly: the one with most sets the memory.
+
+    Raises:
+        UserError: the replicas do not divide the processes.
+    """
     config = workload.config
-    held: dict[BatchShape, tuple[int, int]] = {}
+    check_layout(layout, processes)
+    shards = processes // layout.replicas
+    units = [unit for module in workload.modules.values() for unit in blocks(module)]
+    held: dict[BatchShape, Forward] = {}
     stages = []
     for stage in config.stages:
         steps: dict[BatchShape, int] = {}
@@ -123,22 +151,33 @@ def estimate(workload: Workload) -> Estimate:
         for shape, count in steps.items():
             key = shape.model_copy(update={"share": 1})
             if key not in held:
-                held[key] = count_forward(lambda shape=shape: workload.forward(shape), workload.modules.values())
-            flops, kept = held[key]
+                held[key] = count_forward(lambda shape=shape: workload.forward(shape), workload.modules.values(), units)
+            forward = held[key]
+            most = math.ceil(shape.batch_size / processes) / shape.batch_size
+            kept = math.ceil(most * ((layout.recompute and forward.recomputed) or forward.kept))
+            passes = 1 + BACKWARD + (1 if layout.recompute else 0)
             samples = count * shape.batch_size
             tokens = samples * workload.tokens(shape)
-            stages.append(StageCost(stage.name, shape, count, samples, tokens, count * (1 + BACKWARD) * flops, kept))
-    state, saved = 0, 0
+            stages.append(StageCost(stage.name, shape, count, samples, tokens, count * passes * forward.flops, kept))
+    state, saved, largest = 0, 0, 0
     parameters = {}
     for number, (name, module) in enumerate(workload.modules.items()):
         every, trained = list(module.parameters()), [p for p in module.parameters() if p.requires_grad]
         weights = sum(p.numel() * p.element_size() for p in every)
         optimizer = 4 * _optimizer_numbers(module, workload.optimizers.get(name, config.optimizer))
         average = 4 * sum(v.numel() for v in module.state_dict().values()) if config.ema_decay and not number else 0
-        state += weights + sum(p.numel() * p.element_size() for p in trained) + optimizer + average
+        own = weights + sum(p.numel() * p.element_size() for p in trained) + optimizer + average
+        state += math.ceil(own / shards) if trained else own  # a frozen teacher is whole everywhere
         saved += (weights + optimizer + average) if trained else 0
+        if trained:
+            largest = max([largest, *(sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in units)])
         parameters[name] = (sum(p.numel() for p in every), sum(p.numel() for p in trained))
-    return Estimate(config.name, parameters, tuple(stages), state, saved * (config.keep_checkpoints + 1), workload.note)
+    # One block's weights are used while the next one's come; in the backward pass its whole gradient is there as well.
+    gathered = 3 * largest if shards > 1 else 0
+    checkpoints = saved * (config.keep_checkpoints + 1)
+    return Estimate(
+        config.name, parameters, tuple(stages), state, checkpoints, workload.note, gathered, layout, processes
+    )
 
 
 def _optimizer_numbers(module: nn.Module, config: OptimizerConfig) -> int:
@@ -150,26 +189,71 @@ def _optimizer_numbers(module: nn.Module, config: OptimizerConfig) -> int:
     return sum(p.numel() * _STATES["muon" if id(p) in hidden else "adamw"] for p in trained)
 
 
-def count_forward(forward: Callable[[], Any], modules: Any = ()) -> tuple[int, int]:
-    """(operations of products and convolutions, bytes kept for the backward pass) of one call.
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass: operations of products and convolutions, bytes kept for the backward pass, and bytes kept when
+    blocks are computed again: all that is kept outside of them, their inputs, and all of the largest one; 0 = not
+    known."""
 
-    Tensors that share memory are counted once, and the modules' own parameters not at all.
+    flops: int
+    kept: int
+    recomputed: int = 0
+
+
+def count_forward(
+    forward: Callable[[], Any], modules: Iterable[nn.Module] = (), units: Iterable[nn.Module] = ()
+) -> Forward:
+    """Count one call. Tensors that share memory are counted once, and the modules' own parameters not at all.
+
+    units: the blocks that might be computed again (``parallel.apply.blocks``).
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     weights = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
     kept: dict[int, Tensor] = {}
+    inside: dict[int | None, dict[int, Tensor]] = {None: {}}  # block → what is kept within it; None: outside of all
+    inputs: dict[int, Tensor] = {}
+    current: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
         place = tensor.untyped_storage()._cdata
         if place not in weights:
             kept[place] = tensor
+            inside.setdefault(current[-1] if current else None, {})[place] = tensor
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        out = forward()
+    def enter(unit: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        current.append(id(unit))
+        for tensor in (*args, *named.values()):
+            if isinstance(tensor, Tensor):
+                inputs[tensor.untyped_storage()._cdata] = tensor
+
+    def leave(*_: Any) -> None:
+        current.pop()
+
+    hooks = [
+        hook
+        for unit in units
+        for hook in (
+            unit.register_forward_pre_hook(enter, with_kwargs=True),
+            unit.register_forward_hook(leave),
+        )
+    ]
+    try:
+        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
     del out
-    return counter.get_total_flops(), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    outside = inside.pop(None) | inputs
+    within = max((_bytes(held, without=outside) for held in inside.values()), default=0)
+    return Forward(counter.get_total_flops(), _bytes(kept), _bytes(outside) + within)
+
+
+def _bytes(held: Mapping[int, Tensor], without: Mapping[int, Tensor] | None = None) -> int:
+    """Memory behind tensors by storage."""
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in (without or {}))
 
 
 def in_words(amount: int, unit: str) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.files import write_atomic
 from openhunyuan.train.config import FaultConfig
+from openhunyuan.train.metrics import read_metrics
 
 MAD_TO_STD = 1.4826
 """A normal distribution's standard deviation ÷ its median absolute deviation."""
@@ -62,8 +64,7 @@ class FaultLog:
 
     def __init__(self, run_dir: Path, limit: int) -> None:
         self.path, self.limit = run_dir / "faults.jsonl", limit
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.faults: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.faults: list[dict[str, Any]] = read_metrics(self.path)
         self.skipped = {int(fault["step"]) for fault in self.faults}
 
     def add(self, step: int, reason: str, went_back_to: int, write: bool = True) -> None:
@@ -77,9 +78,7 @@ class FaultLog:
                 f"The run went wrong {self.limit + 1} times (last at step {step}: {reason}); its last checkpoint is "
                 f"step {went_back_to}: lower the learning rate or look at the data of the steps in {self.path}."
             )
-        fault = {"step": step, "reason": reason, "went_back_to": went_back_to}
+        self.faults.append({"step": step, "reason": reason, "went_back_to": went_back_to})
         if write:
-            with self.path.open("a") as file:
-                file.write(json.dumps(fault) + "\n")
-        self.faults.append(fault)
+            write_atomic(self.path, "".join(json.dumps(fault) + "\n" for fault in self.faults).encode())
         self.skipped.add(step)

@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from openhunyuan.base.device import peak_flops
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
 from openhunyuan.parallel.apply import ALONE, Layout, make_mesh, placed_like, placed_states, whole
 from openhunyuan.parallel.apply import apply as parallelize
 from openhunyuan.parallel.world import World
-from openhunyuan.train import checkpoint, optim
+from openhunyuan.train import checkpoint, optim, running
+from openhunyuan.train.ahead import Ahead, Batch
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.ema import EMA
 from openhunyuan.train.faults import FaultLog, LossWatch
+from openhunyuan.train.heartbeat import Doing, Heartbeat, forget_beats
 from openhunyuan.train.metrics import MetricLog, progress_bar
+from openhunyuan.train.precision import autocast, faster_dtype
 from openhunyuan.train.report import write_report
-
-Batch = dict[str, Any]
+from openhunyuan.train.saving import Saver
+from openhunyuan.train.stop import StallGuard, stop_on_signal
+from openhunyuan.train.window import Meter, Window, Work
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,24 @@ class Task(Protocol):
 
     def active(self, phase: str, context: StepContext) -> bool: ...
 
-    def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]: ...
+    def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss and what is reported of it: numbers by name, and as ``by_level`` the noise level and loss of every
+        sample, [B, 2], where there are such."""
+        ...
 
     def validate(self, context: StepContext) -> dict[str, float]: ...
 
     def sample(self, folder: Path, context: StepContext) -> None:
         """Render samples of the current weights into ``folder``."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A task that knows what its batches cost."""
+
+    def work(self, phase: str, batch: Batch) -> Work | None:
+        """The operations of a micro-batch on the CPU, or None where they are not counted."""
         ...
 
 
@@ -104,81 +121,6 @@ def sample_generator(seed: int, sample: int, epoch: int, purpose: str = "") -> t
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def faster_dtype(module: nn.Module, run_once) -> torch.dtype | None:  # noqa: ANN001
-    """bfloat16 when one autocast forward of ``run_once()`` is measured faster than one in fp32, else None.
-
-    A CPU without bfloat16 units is not measured: convolutions of clips were seen to take eighty times as long there.
-    """
-    on_cpu = next(module.parameters()).device.type == "cpu"
-    if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-
-    def seconds(dtype: torch.dtype | None) -> float:
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            with torch.no_grad(), _autocast(module, dtype):
-                run_once()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    return torch.bfloat16 if seconds(torch.bfloat16) < seconds(None) else None
-
-
-def _autocast(module: nn.Module, dtype: torch.dtype | None):  # noqa: ANN202
-    device = next(module.parameters()).device.type
-    return torch.autocast(device, dtype) if dtype else nullcontext()
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """Collects SIGTERM/SIGINT so that the running step ends and a checkpoint is written."""
-    received: list[int] = []
-    try:
-        previous = {
-            s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
-        }
-    except ValueError:  # not the main thread: nothing to catch
-        previous = {}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-class _Ahead:
-    """The batch after this one, fetched in a thread meanwhile; not ``at_hand`` ones (see ``Source``)."""
-
-    def __init__(self, fetch: Callable[[int], Batch], last: int, at_hand: bool) -> None:
-        self.fetch, self.last, self.at_hand = fetch, last, at_hand
-        self.pool = ThreadPoolExecutor(1)
-        self.waiting: tuple[int, Future[Batch]] | None = None
-
-    def take(self, step: int) -> Batch:
-        """The batch of ``step``; the next one is asked for."""
-        if self.at_hand:
-            return self.fetch(step)
-        if self.waiting is None or self.waiting[0] != step:
-            self._ask(step)
-        assert self.waiting is not None
-        batch = self.waiting[1].result()
-        self.waiting = None
-        if step < self.last:
-            self._ask(step + 1)
-        return batch
-
-    def _ask(self, step: int) -> None:
-        self.close(wait=False)
-        self.waiting = step, self.pool.submit(self.fetch, step)
-
-    def close(self, wait: bool = True) -> None:
-        if self.waiting:
-            self.waiting[1].cancel()
-        if wait:
-            self.pool.shutdown()
-
-
 class Trainer:
     """One run in one directory: ``run.json``, ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``,
     and, when it ends or is stopped, ``report.html``.
@@ -196,15 +138,19 @@ class Trainer:
         record: dict | None = None,
         device: str | torch.device = "cpu",
         layout: Layout | None = None,
+        looked_after: running.Running | None = None,
     ):
-        """layout: how several processes share the work; ``torchrun`` says how many there are."""
+        """layout: how several processes share the work; ``torchrun`` says how many there are. looked_after: saving and
+        watching, by default what the command line chose."""
         self.config, self.task, self.source = config, task, source
+        self.running = looked_after or running.chosen()
         self.run_dir = Path(run_dir)
         self.device = torch.device(device)
         self.world = World.join(self.device)
         self.modules = {name: module.to(self.device) for name, module in task.modules().items()}
         self._check_shared()
-        self.about = self.world.once(lambda: self._write_record(record or {}))
+        self.record = json.loads(json.dumps({"train": config.model_dump(mode="json"), **(record or {})}))
+        self.about = self.world.once(self._write_record)
         layout = layout or ALONE
         mesh = make_mesh(layout, self.world, self.device.type)
         for module in self.modules.values():
@@ -216,6 +162,17 @@ class Trainer:
         }
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.step = 0
+        self.meter, self.window = Meter(self.device, layout.recompute), Window()
+        self.saver = Saver(self.run_dir, config.keep_checkpoints, self.about, self.world, self.running.async_save)
+        self.guard = StallGuard(self.running.stall_seconds)
+        self.heart = Heartbeat(
+            self.run_dir,
+            config.total_steps,
+            self.running.heartbeat_seconds,
+            self.device,
+            self.world.rank,
+            self.running.stall_seconds,
+        )
         self._saved: int | None = None
         self.autocast: str | None = None  # "none" or "bfloat16": what "auto" was found to mean, once for the whole run
         self.watch = LossWatch(config.faults)
@@ -231,13 +188,12 @@ class Trainer:
         if self.config.sample_every:
             raise UserError("Several processes do not render samples; set sample_every to 0.")
 
-    def _write_record(self, record: dict) -> dict[str, Any]:
+    def _write_record(self) -> dict[str, Any]:
         """The run's config beside its results; a directory that holds another run is refused.
 
         Returns what every checkpoint says it is of: the record's hash and each module's architecture.
         """
-        value = json.loads(json.dumps({"train": self.config.model_dump(mode="json"), **record}))
-        path = self.run_dir / "run.json"
+        value, path = self.record, self.run_dir / "run.json"
         if path.exists():
             held = json.loads(path.read_text())
             if held != value:
@@ -266,6 +222,7 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema else None,
             "autocast": self.autocast,
             "losses": self.watch.state_dict(),
+            "window": self.window.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -280,15 +237,18 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.autocast = state["autocast"]
         self.watch.load_state_dict(state["losses"])
+        self.window.load_state_dict(state.get("window") or Window().state_dict())
 
-    def save(self) -> None:
-        """Write a checkpoint of where the run stands, if there is none yet."""
+    def save(self, wait: bool = True) -> None:
+        """Write a checkpoint of where the run stands, if there is none yet. It is there when this returns, or, without
+        ``wait``, some time before the next one is."""
         if self._saved != self.step:
-            state = whole(self.state_dict())
-            self.world.once(
-                lambda: checkpoint.save(self.run_dir, self.step, state, self.config.keep_checkpoints, self.about)
-            )
+            self.alive("saving")
+            stood_still = self.saver.save(self.step, lambda then: whole(self.state_dict(), then))
+            self.window.add({"save_stall": stood_still})
             self._saved = self.step
+        if wait:
+            self.saver.wait()
 
     def resume(self) -> bool:
         """Load the newest whole checkpoint of the run directory, if there is one.
@@ -296,6 +256,8 @@ class Trainer:
         Raises:
             UserError: there are checkpoints and none is whole, or the newest is of another model or run.
         """
+        self.alive()
+        self.saver.wait()
         found = self.world.once(lambda: checkpoint.newest(self.run_dir))
         if found is None:
             return False
@@ -307,10 +269,15 @@ class Trainer:
     def _go_back(self, reason: str) -> None:
         """After a fault in the step just made: to the last checkpoint, without that step from now on."""
         fault = self.step - 1
+        self.meter.take()
         self.resume()
         if self.world.is_main:
             get_logger("train").warning("Step %d: %s; going on from step %d without it", fault, reason, self.step)
         self.faults.add(fault, reason, self.step, write=self.world.is_main)
+        if self.world.is_main:  # samples of weights that are no longer this run's
+            for folder in (self.run_dir / "samples").glob("step_*"):
+                if int(folder.name.removeprefix("step_")) > self.step:
+                    shutil.rmtree(folder)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -326,7 +293,7 @@ class Trainer:
     def train_step(self, batch: Batch, dtype: torch.dtype | None = None) -> dict[str, float]:
         context = self.context(self.step)
         metrics: dict[str, Tensor | float] = {}
-        batch = to_device(batch, self.device)
+        parts = [(weight, part, to_device(part, self.device)) for weight, part in batch.get("parts") or [(1.0, batch)]]
         for phase in self.task.phases:
             if not self.task.active(phase, context):
                 continue
@@ -339,10 +306,15 @@ class Trainer:
             if self.world.size > 1 and "parts" not in batch:
                 raise UserError("Several processes need a source that gives each its part; use PlannedBatches.")
             values: dict[str, Tensor | float] = {}
-            for weight, part in batch.get("parts") or [(1.0, batch)]:
-                with _autocast(module, dtype):
-                    loss, said = self.task.loss(phase, part, context)
-                (loss * weight).backward()
+            for weight, fetched, part in parts:
+                work = self.task.work(phase, fetched) if isinstance(self.task, Counted) else None
+                with self.meter.part(work, weight):
+                    with autocast(module, dtype):
+                        loss, said = self.task.loss(phase, part, context)
+                    (loss * weight).backward()
+                by_level = said.pop("by_level", None)
+                if isinstance(by_level, Tensor) and weight:
+                    self.meter.levels(work, by_level)
                 for key, value in said.items():
                     values[key] = values.get(key, 0.0) + weight * value
             trained = [p for p in module.parameters() if p.requires_grad]
@@ -383,78 +355,99 @@ class Trainer:
                 self.ema.swap(self.model)
 
     def _observe(self, log: MetricLog, force: bool = False) -> None:
-        config = self.config
-        due = [
-            every
-            for every in (config.validate_every, config.sample_every)
-            if every and (force or self.step % every == 0)
-        ]
-        if not due:
+        """What is due at this step and not there yet: a run that was killed between saving and this makes up for it."""
+        config, samples = self.config, self.run_dir / "samples" / f"step_{self.step:08d}"
+        validates, renders = (
+            bool(every) and (force or self.step % every == 0) for every in (config.validate_every, config.sample_every)
+        )
+        if not (validates or renders):
             return
+        self.alive("validating")
+        validates, renders = self.world.once(
+            lambda: (validates and not log.holds(self.step, "val/"), renders and not samples.exists())
+        )
         context = self.context(min(self.step, config.total_steps - 1))
         with self.averaged(), torch.no_grad():
-            if config.validate_every and (force or self.step % config.validate_every == 0):
-                log.write(self.step, **{f"val/{k}": v for k, v in self.task.validate(context).items()})
-            if config.sample_every and (force or self.step % config.sample_every == 0):
-                folder = self.run_dir / "samples" / f"step_{self.step:08d}"
+            if validates and (values := self.task.validate(context)):
+                log.write(self.step, **{f"val/{k}": v for k, v in values.items()})
+            if renders:
+                self.alive("validating")
+                folder = samples.with_name(f".{samples.name}")
                 folder.mkdir(parents=True, exist_ok=True)
                 self.task.sample(folder, context)
+                folder.rename(samples)
+
+    def alive(self, doing: Doing = "training") -> None:
+        """This process goes on, and with what."""
+        self.guard.alive()
+        if doing != "training":
+            self.heart.say(self.step, doing)
 
     def run(self) -> nn.Module:
         """Train to the end, resuming where the directory stands; returns the model with its averaged weights."""
-        config = self.config
         torch.set_flush_denormal(True)  # vanishing moments and averages make CPU arithmetic several times slower
-        resumed = self.resume()
-        log = MetricLog(self.run_dir, writes=self.world.is_main)
-        log.rewind(self.step)
-        dtype = self._autocast_dtype(log)
-        if not resumed:
-            self.save()  # what a fault before the first checkpoint goes back to, and whether there is room to save
-        self.model.train()
-        since, started = {}, time.perf_counter()
-        ahead = _Ahead(self.fetch, config.total_steps - 1, getattr(self.source, "at_hand", False))
-        with _stop_on_signal() as received, closing(ahead), progress_bar(self.world.is_main) as bar:
-            stopped = 0
-            shown = bar.add_task(config.name, total=config.total_steps, completed=self.step)
-            while self.step < config.total_steps and not stopped:
-                if self.step in self.faults.skipped:
-                    self.step += 1
-                else:
-                    waited = time.perf_counter()
-                    batch = ahead.take(self.step)
-                    waited = time.perf_counter() - waited
-                    metrics = self.train_step(batch, dtype)
-                    reason = self.watch.check(self._kind(self.step - 1), metrics)
-                    if reason:
-                        self._go_back(reason)
-                        log.rewind(self.step)
-                        since, started = {}, time.perf_counter()
-                        continue
-                    stopped = int(self.world.sum({"signal": received[0] if received else 0})["signal"])
-                    for key, value in (metrics | {"data_wait": waited}).items():
-                        since.setdefault(key, []).append(value)
-                if since and (self.step % config.log_every == 0 or self.step == config.total_steps):
-                    seconds = (time.perf_counter() - started) / len(since["data_wait"])
-                    means = {k: sum(v) / len(v) for k, v in since.items()}
-                    log.write(
-                        self.step, stage=self.context(self.step - 1).stage.name, seconds_per_step=seconds, **means
-                    )
-                    bar.update(shown, completed=self.step, description=f"{config.name} loss {means.get('loss', 0):.4f}")
-                    since, started = {}, time.perf_counter()
-                if self.step % config.checkpoint_every == 0 and self.step < config.total_steps:
-                    self.save()
-                if self.step < config.total_steps:
+        self.world.once(lambda: forget_beats(self.run_dir))
+        with closing(self.guard), closing(self.saver), stop_on_signal() as received:
+            resumed = self.resume()
+            log = MetricLog(self.run_dir, self.running.log, self.world.is_main, self.record)
+            with closing(log):
+                log.rewind(self.step if resumed else -1)
+                dtype = self._autocast_dtype(log)
+                peak = self._peak(dtype)
+                if not resumed:
+                    self.save()  # what a fault before the first checkpoint goes back to, and whether there is room
+                elif self.step:
                     self._observe(log)
-        self.save()
-        if not stopped:
-            self._observe(log, force=True)
-        log.close()
-        self.world.once(lambda: write_report(self.run_dir))
+                stopped = self._train(log, received, dtype, peak)
+                self.save()
+                if not stopped:
+                    self._observe(log, force=True)
+            self.heart.say(self.step, "stopped" if stopped else "ended")
+            self.world.sum({})  # all have said so
+            self.world.once(lambda: write_report(self.run_dir))
         if stopped:
             raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
         if self.ema:
             self.ema.swap(self.model)
         return self.model.eval()
+
+    def _train(self, log: MetricLog, received: list[int], dtype: torch.dtype | None, peak: float | None) -> bool:
+        """Steps until the run's last or until a signal is received by any process; tells which."""
+        config, stopped = self.config, False
+        self.model.train()
+        ahead = Ahead(self.fetch, config.total_steps - 1, getattr(self.source, "at_hand", False))
+        with closing(ahead), progress_bar(self.world.is_main) as bar:
+            shown = bar.add_task(config.name, total=config.total_steps, completed=self.step)
+            while self.step < config.total_steps and not stopped:
+                self.alive()
+                if self.step in self.faults.skipped:
+                    self.step += 1
+                else:
+                    started = time.perf_counter()
+                    batch = ahead.take(self.step)
+                    waited = time.perf_counter() - started
+                    metrics = self.train_step(batch, dtype)
+                    if reason := self.watch.check(self._kind(self.step - 1), metrics):
+                        self._go_back(reason)
+                        log.rewind(self.step)
+                        continue
+                    seconds = time.perf_counter() - started
+                    self.window.add(metrics | {"data_wait": waited, "seconds_per_step": seconds})
+                    self.heart.step(self.step, seconds, waited)
+                    told = self.world.sum({"signal": len(received), "failed": self.saver.failed} | self.meter.take())
+                    if told.pop("failed"):
+                        self.saver.wait()  # raises what went wrong
+                    stopped = bool(told.pop("signal"))
+                    self.window.count(told)
+                if self.window.values and (self.step % config.log_every == 0 or self.step == config.total_steps):
+                    means = self.window.record(peak, self.world.size)
+                    log.write(self.step, stage=self.context(self.step - 1).stage.name, **means)
+                    bar.update(shown, completed=self.step, description=f"{config.name} loss {means.get('loss', 0):.4f}")
+                if self.step % config.checkpoint_every == 0 and self.step < config.total_steps:
+                    self.save(wait=False)
+                if self.step < config.total_steps and not stopped:
+                    self._observe(log)
+        return stopped
 
     def _kind(self, step: int) -> str:
         """Which batches a step's losses are compared with: those of its stage and shape."""
@@ -474,3 +467,12 @@ class Trainer:
                 self.autocast = self.world.once(lambda: "bfloat16" if fast else "none")
                 log.write(self.step, autocast=self.autocast)
         return torch.bfloat16 if self.autocast == "bfloat16" else None
+
+    def _peak(self, dtype: torch.dtype | None) -> float | None:
+        """Operations a second that a process could reach, where the task counts what it needs."""
+        if not isinstance(self.task, Counted):
+            return None
+        peak, source = self.world.once(lambda: peak_flops(self.device, dtype or torch.float32))
+        if self.world.is_main:
+            get_logger("train").info("mfu and hfu are shares of %.3g operations a second (%s)", peak, source)
+        return peak

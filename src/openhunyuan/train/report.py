@@ -16,6 +16,7 @@ from PIL import Image
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import read_json
 from openhunyuan.base.video import read_video
+from openhunyuan.train.heartbeat import COLUMNS, read_beats, rows, standings
 from openhunyuan.train.metrics import read_metrics
 
 Series = dict[str, list[tuple[int, float]]]
@@ -36,13 +37,18 @@ def series_of(records: Sequence[Mapping]) -> Series:
 
 
 def charts_of(series: Series) -> dict[str, Series]:
-    """Curves that belong on one chart: training losses, validation by what is measured, all else alone."""
+    """Curves that belong on one chart: training losses, those of a bucket by noise level, utilization of all buckets,
+    validation by what is measured, all else alone."""
     charts: dict[str, Series] = {}
     for name, points in series.items():
         if name.startswith("val/"):
             title = "val/" + name.removeprefix("val/").split("_")[0]
+        elif name.startswith("loss_by_level/"):
+            title = name.rsplit("/", 1)[0]
         elif name.startswith("loss"):
             title = "loss"
+        elif name.startswith(("mfu", "hfu")):
+            title = name[:3]
         else:
             title = name
         charts.setdefault(title, {})[name] = points
@@ -121,18 +127,20 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(f"{run_dir} holds no run (run.json is missing); give the directory of one.")
     about = read_json(run_dir / "run.json")
     records = read_metrics(run_dir / "metrics.jsonl")
-    faults_path = run_dir / "faults.jsonl"
-    faults = [json.loads(line) for line in faults_path.read_text().splitlines()] if faults_path.exists() else []
+    faults = read_metrics(run_dir / "faults.jsonl")
     name = escape(str(about.get("train", {}).get("name", run_dir.name)))
     last = max((record["step"] for record in records), default=0)
     planned = sum(stage["steps"] for stage in about.get("train", {}).get("stages", []))
     body = [f"<h1>{name}</h1><p>{last} of {planned} steps</p>"]
     if faults:
-        rows = "".join(
+        lines = "".join(
             f"<tr><td>{int(f['step'])}</td><td>{escape(f['reason'])}</td><td>{int(f['went_back_to'])}</td></tr>"
             for f in faults
         )
-        body.append(f"<h2>Steps left out</h2><table><tr><th>step<th>reason<th>went back to</tr>{rows}</table>")
+        body.append(f"<h2>Steps left out</h2><table><tr><th>step<th>reason<th>went back to</tr>{lines}</table>")
+    if beats := read_beats(run_dir):
+        cells = (f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows(standings(beats)))
+        body.append(f"<h2>Processes</h2><table><tr><th>{'<th>'.join(COLUMNS)}</tr>{''.join(cells)}</table>")
     if records:
         curves = (chart(title, series) for title, series in charts_of(series_of(records)).items())
         body.append(f"<h2>Curves</h2><div class=charts>{''.join(curves)}</div>")

@@ -11,14 +11,18 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import write_image
+from openhunyuan.models.flops import vae_decode_flops, vae_encode_flops
 from openhunyuan.models.lpips import Lpips
+from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
 from openhunyuan.models.vae.quality import psnr, seam_ratio, ssim
 from openhunyuan.models.vae.tiling import TilingConfig, seam_mask
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext
 from openhunyuan.train.perceptual import Features, perceptual_distance
+from openhunyuan.train.window import Work
 
 
 class TileSizes(Strict):
@@ -157,6 +161,17 @@ class AutoencodeTask:
             values["adversarial"] = adversarial.detach()
             self._fake = decoded.detach()
         return loss, values | {"loss": loss.detach(), "latent_std": posterior.mean.detach().std()}
+
+    def work(self, phase: str, batch: Batch) -> Work | None:
+        """Encoder and decoder in one tile; the perceptual network and the discriminator are not counted."""
+        config = getattr(self.vae, "config", None)
+        if phase != "model" or not isinstance(config, VAEConfig):
+            return None
+        size = VideoSize(*batch["video"].shape[2:])
+        count = len(batch["video"])
+        encode, decode = (flops(config, size.latent, count) for flops in (vae_encode_flops, vae_decode_flops))
+        frozen = encode if self.config.decoder_only else 0
+        return Work(str(size), encode + decode - frozen, frozen)
 
     def _reconstruct(self, video: Tensor, tiling: TilingConfig | None = None) -> Tensor:
         device = next(self.vae.parameters()).device

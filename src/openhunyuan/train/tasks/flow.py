@@ -15,10 +15,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from openhunyuan.base.sizes import SPACE_STRIDE, TIME_STRIDE, LatentSize
 from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t, velocity_target
 from openhunyuan.infer.conditions import FrameCondition, first_frames
+from openhunyuan.models.dit.config import DiTConfig
+from openhunyuan.models.flops import dit_flops
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext, sample_generator, step_generator, to_device
+from openhunyuan.train.window import Work
 
 FIXED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -76,6 +80,13 @@ class Drawn:
         """Mean of an error [B, C, T, h, w] over the frames that are not given, fp32."""
         return self.condition.mean(error.float()) if self.condition else error.float().mean()
 
+    def by_level(self, error: Tensor) -> Tensor:
+        """Noise level and mean error (as ``mean``) of every sample, [B, 2]."""
+        error = error.detach().float()
+        if self.condition:  # as many frames are given in every sample
+            error = error[:, :, ~self.condition.given[0]]
+        return torch.stack((self.t.to(error), error.flatten(1).mean(1)), 1)
+
 
 def draw(config: FlowConfig, empty: EmptyText, batch: Batch, context: StepContext, t: Tensor | None = None) -> Drawn:
     """Noise, times, text dropout and given frames of a batch.
@@ -122,6 +133,21 @@ def draw_uniform(batch: Batch, context: StepContext, purpose: str) -> Tensor:
     return torch.cat([torch.rand(1, generator=g) for g in streams])
 
 
+def transformer_flops(model: nn.Module, batch: Batch) -> int:
+    """Operations of one forward of a ``DiT`` on a batch, with the text it came with; 0 for another network."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, DiTConfig):
+        return 0
+    latent = LatentSize(*batch["latents"].shape[2:])
+    return sum(dit_flops(config, latent, tokens) for tokens in batch["text_mask"].sum(1).tolist())
+
+
+def bucket_of(batch: Batch) -> str:
+    """The size of a batch's videos in pixels, as "33x64x64"."""
+    frames, height, width = batch["latents"].shape[2:]
+    return f"{(frames - 1) * TIME_STRIDE + 1}x{height * SPACE_STRIDE}x{width * SPACE_STRIDE}"
+
+
 def text_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """What the transformer reads of the text: states, mask, pooled vector."""
     return batch["text_states"], batch["text_mask"], batch["pooled"]
@@ -162,14 +188,22 @@ class FlowTask:
         return self._loss(Drawn(batch, condition.model_input(interpolate(data, noise, t)), t, noise, condition))
 
     def _loss(self, drawn: Drawn) -> Tensor:
+        return drawn.mean(self._error(drawn))
+
+    def _error(self, drawn: Drawn) -> Tensor:
         velocity = self.dit(drawn.x_t, model_time(drawn.t), *text_of(drawn.batch), **drawn.guided)
         target = velocity_target(drawn.batch["latents"], drawn.noise)
-        return drawn.mean((velocity.float() - target.float()) ** 2)
+        return (velocity.float() - target.float()) ** 2
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
         drawn = draw(self.config, self.empty, batch, context)
-        loss = self._loss(drawn)
-        return loss, {"loss_image_to_video" if drawn.condition else "loss": loss.detach()}
+        error = self._error(drawn)
+        loss = drawn.mean(error)
+        name = "loss_image_to_video" if drawn.condition else "loss"
+        return loss, {name: loss.detach(), "by_level": drawn.by_level(error)}
+
+    def work(self, phase: str, batch: Batch) -> Work:
+        return Work(bucket_of(batch), transformer_flops(self.dit, batch))
 
     def validate(self, context: StepContext) -> dict[str, float]:
         """Loss at fixed noise levels and noise on held-out samples; ``empty_text`` shows what the text is worth."""

@@ -19,7 +19,18 @@ from openhunyuan.diffusion.guidance import classifier_free, embedded_scales
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext, to_device
-from openhunyuan.train.tasks.flow import FIXED_TIMES, Drawn, EmptyText, FlowConfig, draw, draw_uniform, text_of
+from openhunyuan.train.tasks.flow import (
+    FIXED_TIMES,
+    Drawn,
+    EmptyText,
+    FlowConfig,
+    bucket_of,
+    draw,
+    draw_uniform,
+    text_of,
+    transformer_flops,
+)
+from openhunyuan.train.window import Work
 
 FIXED_SCALES = (2.0, 4.0, 8.0)
 
@@ -104,8 +115,13 @@ class GuidanceTask:
         drawn = draw(config.flow, self.empty, batch, context)
         scales = config.low + (config.high - config.low) * draw_uniform(batch, context, "scale")
         target = classifier_free(*self._teacher(drawn), scales)
-        loss = drawn.mean((self._student(drawn, scales) - target) ** 2)
-        return loss, {"loss": loss.detach()}
+        error = (self._student(drawn, scales) - target) ** 2
+        loss = drawn.mean(error)
+        return loss, {"loss": loss.detach(), "by_level": drawn.by_level(error)}
+
+    def work(self, phase: str, batch: Batch) -> Work:
+        student, teacher = (transformer_flops(network, batch) for network in (self.student, self.teacher))
+        return Work(bucket_of(batch), student, 2 * teacher)
 
     def validate(self, context: StepContext) -> dict[str, float]:
         """Error at fixed scales, noise levels and noise ÷ what ignoring the guidance would give: 0 is the teacher."""

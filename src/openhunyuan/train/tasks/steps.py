@@ -26,7 +26,17 @@ from openhunyuan.diffusion.guidance import classifier_free, embedded_scales
 from openhunyuan.diffusion.schedule import sigmas
 from openhunyuan.train.config import OptimizerConfig, Strict
 from openhunyuan.train.loop import Batch, StepContext, to_device
-from openhunyuan.train.tasks.flow import Drawn, EmptyText, FlowConfig, draw, draw_uniform, text_of
+from openhunyuan.train.tasks.flow import (
+    Drawn,
+    EmptyText,
+    FlowConfig,
+    bucket_of,
+    draw,
+    draw_uniform,
+    text_of,
+    transformer_flops,
+)
+from openhunyuan.train.window import Work
 
 
 class StepsConfig(Strict):
@@ -112,8 +122,13 @@ class StepsTask:
             # Where the fine step already ends the phase, (goal − to) is 0 and the student is not asked.
             ended = x_to + _per_sample(goal - to, x) * self._velocity(self.student, drawn, x_to, to.clamp(min=1e-4))
             target = (ended - x) / _per_sample(goal - t, x)
-        loss = drawn.mean((self._velocity(self.student, drawn, x, t) - target) ** 2)
-        return loss, {"loss": loss.detach()}
+        error = (self._velocity(self.student, drawn, x, t) - target) ** 2
+        loss = drawn.mean(error)
+        return loss, {"loss": loss.detach(), "by_level": drawn.by_level(error)}
+
+    def work(self, phase: str, batch: Batch) -> Work:
+        student, teacher = (transformer_flops(network, batch) for network in (self.student, self.teacher))
+        return Work(bucket_of(batch), student, student + (1 if self.config.true_cfg_scale == 1 else 2) * teacher)
 
     @torch.no_grad()
     def validate(self, context: StepContext) -> dict[str, float]:
