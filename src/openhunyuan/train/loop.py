@@ -22,8 +22,18 @@ from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
-from openhunyuan.parallel.apply import ALONE, Layout, make_mesh, placed_like, placed_states, whole
+from openhunyuan.parallel.apply import (
+    ALONE,
+    Layout,
+    make_mesh,
+    optimizer_orders,
+    placed_like,
+    placed_states,
+    reordered,
+    whole,
+)
 from openhunyuan.parallel.apply import apply as parallelize
+from openhunyuan.parallel.tensor import orders
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint, optim
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
@@ -197,10 +207,11 @@ class Trainer:
         self.device = torch.device(device)
         self.world = World.join(self.device)
         self.modules = {name: module.to(self.device) for name, module in task.modules().items()}
-        self._check_shared()
-        self.about = self.world.once(lambda: self._write_record(record or {}))
         layout = layout or ALONE
         mesh = make_mesh(layout, self.world, self.device.type)
+        self.data_rank, self.data_ranks = layout.data_rank(self.world)
+        self._check_shared()
+        self.about = self.world.once(lambda: self._write_record(record or {}))
         for module in self.modules.values():
             parallelize(module, layout, mesh)
         self.model = self.modules[task.phases[0]]
@@ -209,6 +220,13 @@ class Trainer:
             for phase in task.phases
         }
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+        self._orders = {
+            "modules": {name: orders(module) for name, module in self.modules.items()},
+            "optimizers": {
+                name: [optimizer_orders(o, self.modules[name]) for o in held] for name, held in self.optimizers.items()
+            },
+            "ema": {"shadow": orders(self.model)},
+        }
         self.step = 0
         self._saved: int | None = None
         self.autocast: str | None = None  # "none" or "bfloat16": what "auto" was found to mean, once for the whole run
@@ -219,9 +237,12 @@ class Trainer:
         """What several processes cannot do yet is refused before anything is written."""
         if self.world.size == 1:
             return
-        chosen = [self.task.optimizer(phase) or self.config.optimizer for phase in self.task.phases]
-        if any(optimizer.name == "muon" for optimizer in chosen):
-            raise UserError("Muon needs whole matrices, but several processes shard them; use the optimizer adamw.")
+        given = getattr(self.source, "rank", self.data_rank), getattr(self.source, "world_size", self.data_ranks)
+        if given != (self.data_rank, self.data_ranks):
+            raise UserError(
+                f"The source gives part {given[0] + 1} of {given[1]}, but this layout needs part {self.data_rank + 1} "
+                f"of {self.data_ranks} here; make it with the rank and world size of Layout.data_rank."
+            )
         if self.config.sample_every:
             raise UserError("Several processes do not render samples; set sample_every to 0.")
 
@@ -263,6 +284,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = reordered(state, self._orders)
         self.step = int(state["step"])
         for name, module in self.modules.items():
             held = module.state_dict()
@@ -278,7 +300,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of where the run stands, if there is none yet."""
         if self._saved != self.step:
-            state = whole(self.state_dict())
+            state = whole(self.state_dict(), self._orders)
             self.world.once(
                 lambda: checkpoint.save(self.run_dir, self.step, state, self.config.keep_checkpoints, self.about)
             )
@@ -358,10 +380,11 @@ class Trainer:
         return {k: float(v) for k, v in metrics.items()}
 
     def _added(self, values: Mapping[str, Tensor | float]) -> Mapping[str, Tensor | float]:
-        """What a phase reported, over all processes: each has weighted its own by its share of the batch."""
+        """What a phase reported, over all data: each process has weighted its own by its share of the batch."""
         if self.world.size == 1:
             return values
-        return self.world.sum({name: float(value) for name, value in values.items()})
+        share = self.data_ranks / self.world.size  # processes with the same data report the same
+        return self.world.sum({name: float(value) * share for name, value in values.items()})
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
