@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from openhunyuan.latents.plan import CostModel
 from openhunyuan.latents.shards import ShardDataset
@@ -66,9 +65,7 @@ def main() -> None:
         made.save()
         if made.world.is_main:
             (Path(run_dir) / "losses.json").write_text(json.dumps(losses))
-    if dist.is_initialized():
-        dist.barrier()  # a process that leaves early takes the connections of the others with it
-        dist.destroy_process_group()
+    made.world.leave()
 
 
 if __name__ == "__main__":

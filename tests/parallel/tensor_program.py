@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from openhunyuan.models.dit.config import DiTConfig
@@ -31,12 +30,16 @@ DIT = DiTConfig(
     num_refiner_blocks=1, rope_axes_dim=(2, 2, 4), text_dim=4, pooled_dim=4, mlp_ratio=3.0,
 )  # fmt: skip
 
-LAYOUTS = {
-    2: (Layout(tensor=2, sequence=False), Layout(tensor=2), Layout(tensor=2, recompute=True)),
-    4: (Layout(tensor=2), Layout(tensor=4, recompute=True), Layout(tensor=2, replicas=2)),
-    8: (Layout(tensor=2, replicas=2, recompute=True),),
+CASES = {
+    2: ((Layout(tensor=2, sequence=False), "adamw"), (Layout(tensor=2, recompute=True), "muon")),
+    4: (
+        (Layout(tensor=2), "muon"),
+        (Layout(tensor=4, recompute=True), "adamw"),
+        (Layout(tensor=2, replicas=2), "adamw"),
+    ),
+    8: ((Layout(tensor=2, replicas=2, recompute=True), "adamw"),),
 }
-"""Processes → what is compared with one process."""
+"""Processes → the layouts and optimizers that are compared with one process."""
 
 OPTIMIZERS = {
     "adamw": OptimizerConfig(lr=1e-2, warmup_steps=0, eps=1e-3, schedule="constant", grad_clip=0.5),
@@ -96,48 +99,45 @@ def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(float((found[k] - v).norm()) / max(float(v.norm()), floor) for k, v in wanted.items())
 
 
-def parity(out: Path) -> None:
-    world = World.join(torch.device("cpu"))
+def parity(world: World, out: Path) -> None:
     report = []
-    for layout in LAYOUTS[world.size]:
-        for name, config in OPTIMIZERS.items():
-            dit = model()
-            plain = copy.deepcopy(dit)
-            apply(dit, layout, make_mesh(layout, world, "cpu"))
-            rank, ranks = layout.data_rank(world)
-            everything = list(range(4))
-            errors = []
-            steps = zip(train(plain, config, everything), train(dit, config, everything[rank::ranks]), strict=True)
-            for (loss, norm, wanted), (part, found_norm, found) in steps:
-                summed = sum(world.sum({"loss": part}).values()) * ranks / world.size
-                errors.append(abs(summed - loss) / max(loss, 1e-9))
-                errors.append(float((whole(found_norm) - norm).abs() / norm.clamp(min=1e-9)))
-                errors.append(distance(whole(found, orders(dit)), wanted))
-            errors.append(distance(whole(dit.state_dict(), orders(dit)), dict(plain.state_dict())))
-            report.append({"layout": layout.model_dump(), "optimizer": name, "errors": errors})
+    for layout, name in CASES[world.size]:
+        config, dit = OPTIMIZERS[name], model()
+        plain = copy.deepcopy(dit)
+        apply(dit, layout, make_mesh(layout, world, "cpu"))
+        rank, ranks = layout.data_rank(world)
+        everything, errors = list(range(4)), []
+        steps = zip(train(plain, config, everything), train(dit, config, everything[rank::ranks]), strict=True)
+        for (loss, norm, wanted), (part, found_norm, found) in steps:
+            summed = world.sum({"loss": part})["loss"] * ranks / world.size
+            errors.append(abs(summed - loss) / max(loss, 1e-9))
+            errors.append(float((whole(found_norm) - norm).abs() / norm.clamp(min=1e-9)))
+            errors.append(distance(whole(found, orders(dit)), wanted))
+        errors.append(distance(whole(dit.state_dict(), orders(dit)), dict(plain.state_dict())))
+        report.append({"layout": layout.model_dump(), "optimizer": name, "errors": errors})
     if world.is_main:
         out.write_text(json.dumps(report))
 
 
-def resume(data: Path, runs: Path) -> None:
-    size = World.join(torch.device("cpu")).size
-    if size == 2:
+def resume(world: World, data: Path, runs: Path) -> None:
+    if world.size == 2:
         made = trainer(data, runs / "shards", Layout())
         for _ in range(2):
             made.train_step(made.fetch(made.step))
         made.save()
-    World.join(torch.device("cpu")).once(lambda: shutil.copytree(runs / "shards", runs / str(size)))
-    trainer(data, runs / str(size), Layout(tensor=2)).run()
+    run_dir = runs / str(world.size)
+    world.once(lambda: shutil.copytree(runs / "shards", run_dir))
+    trainer(data, run_dir, Layout(tensor=2)).run()
 
 
 def main() -> None:
     out, data, runs = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    parity(out)
-    if dist.get_world_size() < 8:
-        resume(data, runs)
-    dist.barrier()  # a process that leaves early takes the connections of the others with it
-    dist.destroy_process_group()
+    world = World.join(torch.device("cpu"))
+    parity(world, out)
+    if world.size < 8:
+        resume(world, data, runs)
+    world.leave()
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def close(report: Path, cases: int) -> None:
+    """Losses, gradients and their norm of three steps, averages and weights."""
     found = json.loads(report.read_text())
-    assert len(found) == 2 * cases
+    assert len(found) == cases
     for case in found:
-        # Newton-Schulz iterations make small singular values, and the rounding in them, hundreds of times larger.
-        assert max(case["errors"]) < {"adamw": 1e-5, "muon": 1e-4}[case["optimizer"]], case
+        assert len(case["errors"]) == 13 and max(case["errors"]) < 1e-5, case
 
 
 def goes_on_as_one_process(runs: Path, name: str) -> None:
@@ -57,7 +57,7 @@ def goes_on_as_one_process(runs: Path, name: str) -> None:
 
 
 def test_two_processes_with_and_without_sequence_parallelism_equal_one(runs: Path) -> None:
-    close(runs / "2.json", 3)
+    close(runs / "2.json", 2)
 
 
 def test_a_sharded_run_goes_on_as_a_tensor_parallel_one(runs: Path) -> None:
