@@ -102,19 +102,24 @@ def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 def parity(world: World, out: Path) -> None:
     report = []
     for layout, name in CASES[world.size]:
-        config, dit = OPTIMIZERS[name], model()
+        config, dit, everything = OPTIMIZERS[name], model(), list(range(4))
         plain = copy.deepcopy(dit)
+        alone = train(plain, config, everything)
         apply(dit, layout, make_mesh(layout, world, "cpu"))
         rank, ranks = layout.data_rank(world)
-        everything, errors = list(range(4)), []
-        steps = zip(train(plain, config, everything), train(dit, config, everything[rank::ranks]), strict=True)
-        for (loss, norm, wanted), (part, found_norm, found) in steps:
+        errors = []
+        for part, norm, values in train(dit, config, everything[rank::ranks]):
             summed = world.sum({"loss": part})["loss"] * ranks / world.size
-            errors.append(abs(summed - loss) / max(loss, 1e-9))
-            errors.append(float((whole(found_norm) - norm).abs() / norm.clamp(min=1e-9)))
-            errors.append(distance(whole(found, orders(dit)), wanted))
-        errors.append(distance(whole(dit.state_dict(), orders(dit)), dict(plain.state_dict())))
-        report.append({"layout": layout.model_dump(), "optimizer": name, "errors": errors})
+            norm, values = whole(norm), whole(values, orders(dit))
+            if world.is_main:
+                loss, wanted_norm, wanted = next(alone)
+                errors.append(abs(summed - loss) / max(loss, 1e-9))
+                errors.append(float((norm - wanted_norm).abs() / wanted_norm.clamp(min=1e-9)))
+                errors.append(distance(values, wanted))
+        weights = whole(dit.state_dict(), orders(dit))
+        if world.is_main:
+            errors.append(distance(weights, dict(plain.state_dict())))
+            report.append({"layout": layout.model_dump(), "optimizer": name, "errors": errors})
     if world.is_main:
         out.write_text(json.dumps(report))
 
