@@ -81,7 +81,7 @@ def train(
             target = inputs.pop("target")
             loss = (dit(**inputs) - target).square().mean()
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         gradients = {name: p.grad.clone() for name, p in dit.named_parameters() if p.grad is not None}
         norm = nn.utils.clip_grad_norm_(dit.parameters(), config.grad_clip)
         for optimizer in optimizers:

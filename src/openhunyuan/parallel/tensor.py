@@ -381,7 +381,8 @@ class _Group:
 
     def joined(self, x: Tensor, length: int) -> Tensor:
         """All tokens, with which every process will compute the same."""
-        return _Move.apply(x, partial(self._gather, length=length), self._cut)
+        # A copy, as FSDP warns of views: a block's result carries its hook.
+        return _Move.apply(x, partial(self._gather, length=length), self._cut).clone()
 
     def over_all_heads(self, enhance: Enhance | None) -> Enhance | None:
         """Enhancement whose factor is that of the heads of all processes."""
@@ -405,13 +406,13 @@ class _Group:
 
     def _gather(self, x: Tensor, length: int) -> Tensor:
         parts = x.new_empty(self.size, *x.shape)
-        dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=self.processes)
+        dist.all_gather_single(parts.flatten(0, 1), x.contiguous(), group=self.processes)
         return parts.movedim(0, 1).flatten(1, 2)[:, :length]
 
     def _reduce_scatter(self, x: Tensor) -> Tensor:
         parts = self._padded(x).unflatten(1, (self.size, -1)).movedim(1, 0).contiguous()
         out = torch.empty_like(parts[0])
-        dist.reduce_scatter_tensor(out, parts.flatten(0, 1), group=self.processes)
+        dist.reduce_scatter_single(out, parts.flatten(0, 1), group=self.processes)
         return out
 
 
