@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from openhunyuan.latents.plan import CostModel
 from openhunyuan.latents.shards import ShardDataset
@@ -50,7 +49,8 @@ def trainer(data: Path, run_dir: Path, layout: Layout) -> Trainer:
     held = ShardDataset(data)
     empty = EmptyText(torch.zeros(1, 4), torch.zeros(4))
     task = FlowTask(FlowConfig(text_dropout=0.3, image_share=0.0), dit, empty, {"held": held.batch([1, 2])})
-    source = PlannedBatches([held], CostModel(0, 1, 0), 7, (1, 1), seed=1, rank=world.rank, world_size=world.size)
+    rank, ranks = layout.data_rank(world)
+    source = PlannedBatches([held], CostModel(0, 1, 0), 7, (1, 1), seed=1, rank=rank, world_size=ranks)
     return Trainer(CONFIG, task, source, run_dir, layout=layout)
 
 
@@ -65,9 +65,7 @@ def main() -> None:
         made.save()
         if made.world.is_main:
             (Path(run_dir) / "losses.json").write_text(json.dumps(losses))
-    if dist.is_initialized():
-        dist.barrier()  # a process that leaves early takes the connections of the others with it
-        dist.destroy_process_group()
+    made.world.leave()
 
 
 if __name__ == "__main__":

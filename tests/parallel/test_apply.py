@@ -1,63 +1,22 @@
 """Several processes against one, on the CPU over gloo: losses, weights, average, and resuming in another layout."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.latents.shards import LatentSample, ShardWriter
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.parallel.apply import Layout, apply, blocks, make_mesh
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint
+from tests.parallel.launch import launch
 from tests.parallel.program import DIT
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    g = torch.Generator().manual_seed(0)
-    folder = tmp_path_factory.mktemp("data")
-    with ShardWriter(folder) as writer:
-        for i in range(18):
-            shape = (2, 1, 4, 4) if i % 3 else (2, 3, 2, 4)
-            latents, states = torch.randn(shape, generator=g), torch.randn(1 + i % 4, 4, generator=g)
-            writer.add(LatentSample(latents, states, torch.randn(4, generator=g), str(i)))
-    return folder
-
-
-def launch(processes: int, data: Path, run_dir: Path, steps: int, replicas: int = 1, recompute: bool = False) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [str(data), str(run_dir), str(steps), str(replicas), str(recompute)]
-    shared = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parallel.program", *words],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        said = [process.communicate(timeout=900)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)
+def start(processes: int, data: Path, run_dir: Path, steps: int, replicas: int = 1, recompute: bool = False) -> None:
+    launch("tests.parallel.program", processes, data, run_dir, steps, replicas, recompute)
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -73,11 +32,11 @@ def validation(run_dir: Path) -> float:
 @pytest.mark.slow  # seven processes; one of them once aborted on leaving, after its work was done
 def test_sharded_runs_equal_one_process_and_go_on_in_another_layout(data: Path, tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
-    launch(1, data, one, 4)
-    launch(2, data, many, 2)  # FSDP over two
+    start(1, data, one, 4)
+    start(2, data, many, 2)  # FSDP over two
     first = json.loads((many / "losses.json").read_text())
     assert first == pytest.approx(losses(one)[:2], rel=1e-5)
-    launch(4, data, many, 4, replicas=2, recompute=True)  # HSDP, two by two, activations made again
+    start(4, data, many, 4, replicas=2, recompute=True)  # HSDP, two by two, activations made again
     assert losses(many) == pytest.approx(losses(one)[2:], rel=1e-5)
     assert validation(many) == pytest.approx(validation(one), rel=1e-4)
     (_, wanted), (_, found) = checkpoint.checkpoints(one)[-1], checkpoint.checkpoints(many)[-1]

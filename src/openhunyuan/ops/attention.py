@@ -15,9 +15,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     [B, H, Lq, Lk], True where a query may look at a key; a key mask is [B, 1, 1, Lk]. None means that every
     key counts, which lets the fastest kernel be chosen. Returns [B, H, Lq, D].
 
-    Torch's fused kernel has a slow backward pass on CPUs with bfloat16 units: at 156 tokens and heads of 32 it took half
-    of a training step. Short sequences that need gradients in autocast there go through `explicit_attention`, which is
-    equal up to rounding. In float32 the fused kernel is the faster one (a step of 1.1–1.2 s against 1.3 s).
+    Torch's fused kernel has a slow backward pass on CPUs with bfloat16 units: at 156 tokens and heads of 32 it took
+    half of a training step. Short sequences that need gradients in autocast there go through `explicit_attention`,
+    which is equal up to rounding. In float32 the fused kernel is the faster one (a step of 1.1–1.2 s against 1.3 s).
     """
     trained = torch.is_grad_enabled() and q.requires_grad and torch.is_autocast_enabled("cpu")
     if trained and q.device.type == "cpu" and k.shape[-2] <= EXPLICIT_LENGTH:

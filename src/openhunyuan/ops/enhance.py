@@ -35,9 +35,13 @@ class Enhance:
         Each sample has its own, so that a video does not depend on what shares its batch. One frame has no other to
         look at: 1.
         """
-        frames = self.grid[0]
-        if frames == 1:
+        if self.grid[0] == 1:
             return torch.ones(len(q), device=q.device)
+        return (self.intensity(q, k) * (self.grid[0] + self.weight)).clamp(min=1)
+
+    def intensity(self, q: Tensor, k: Tensor) -> Tensor:
+        """The cross-frame intensity of each sample, the mean over the given heads, fp32 [B]."""
+        frames = self.grid[0]
         total = torch.zeros(len(q), device=q.device)
         # One head at a time: the weights of all heads at once are as large as the activations of a block.
         for q_head, k_head in zip(q[:, : self.num_image].unbind(2), k[:, : self.num_image].unbind(2), strict=True):
@@ -46,8 +50,7 @@ class Enhance:
             weights = scores.float().softmax(dim=-1)
             # Rows sum to 1: what is not on the diagonal goes to other frames.
             total += 1 - weights.diagonal(dim1=-2, dim2=-1).mean(dim=(1, 2))
-        intensity = total / q.shape[2] / (frames - 1)
-        return (intensity * (frames + self.weight)).clamp(min=1)
+        return total / q.shape[2] / (frames - 1)
 
     def __call__(self, out: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Attention's result [B, L, C] with its image tokens multiplied by `factor`; text is left as it is."""

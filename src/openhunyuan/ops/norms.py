@@ -28,6 +28,8 @@ def layer_norm(x: Tensor) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x·(1 + scale) + shift. x: [B, L, C]; shift, scale: [B, C] for all tokens, or [B, N, C] for N equal runs of L."""
     if shift.ndim == 3:
+        if shift.shape[1] == x.shape[1]:  # a vector a token; there may be no tokens
+            return torch.addcmul(shift, x, 1 + scale)
         runs = x.unflatten(1, (shift.shape[1], -1))
         return torch.addcmul(shift.unsqueeze(2), runs, 1 + scale.unsqueeze(2)).flatten(1, 2)
     return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
@@ -36,6 +38,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def gated_add(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     """x + gate·branch. x, branch: [B, L, C]; gate: [B, C] for all tokens, or [B, N, C] for N equal runs of L."""
     if gate.ndim == 3:
+        if gate.shape[1] == x.shape[1]:
+            return torch.addcmul(x, gate, branch)
         runs = x.unflatten(1, (gate.shape[1], -1)), branch.unflatten(1, (gate.shape[1], -1))
         return torch.addcmul(runs[0], gate.unsqueeze(2), runs[1]).flatten(1, 2)
     return torch.addcmul(x, gate.unsqueeze(1), branch)

@@ -33,6 +33,8 @@ class World:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
@@ -69,3 +71,9 @@ class World:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def leave(self) -> None:
+        """End the connections, once all processes are here: who leaves early takes those of the others along."""
+        if self.size > 1 and dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()

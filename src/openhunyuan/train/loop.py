@@ -23,8 +23,18 @@ from torch import Tensor, nn
 from openhunyuan.base.device import peak_flops
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
-from openhunyuan.parallel.apply import ALONE, Layout, make_mesh, placed_like, placed_states, whole
+from openhunyuan.parallel.apply import (
+    ALONE,
+    Layout,
+    make_mesh,
+    optimizer_orders,
+    placed_like,
+    placed_states,
+    reordered,
+    whole,
+)
 from openhunyuan.parallel.apply import apply as parallelize
+from openhunyuan.parallel.tensor import orders
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint, optim, running
 from openhunyuan.train.ahead import Ahead, Batch
@@ -148,11 +158,12 @@ class Trainer:
         self.device = torch.device(device)
         self.world = World.join(self.device)
         self.modules = {name: module.to(self.device) for name, module in task.modules().items()}
+        layout = layout or ALONE
+        mesh = make_mesh(layout, self.world, self.device.type)
+        self.data_rank, self.data_ranks = layout.data_rank(self.world)
         self._check_shared()
         self.record = json.loads(json.dumps({"train": config.model_dump(mode="json"), **(record or {})}))
         self.about = self.world.once(self._write_record)
-        layout = layout or ALONE
-        mesh = make_mesh(layout, self.world, self.device.type)
         for module in self.modules.values():
             parallelize(module, layout, mesh)
         self.model = self.modules[task.phases[0]]
@@ -161,8 +172,16 @@ class Trainer:
             for phase in task.phases
         }
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+        self._orders = {
+            "modules": {name: orders(module) for name, module in self.modules.items()},
+            "optimizers": {
+                name: [optimizer_orders(o, self.modules[name]) for o in held] for name, held in self.optimizers.items()
+            },
+            "ema": {"shadow": orders(self.model)},
+        }
         self.step = 0
-        self.meter, self.window = Meter(self.device, layout.recompute), Window()
+        self.meter = Meter(self.device, layout.recompute, self.data_ranks / self.world.size)
+        self.window = Window()
         self.saver = Saver(self.run_dir, config.keep_checkpoints, self.about, self.world, self.running.async_save)
         self.guard = StallGuard(self.running.stall_seconds)
         self.heart = Heartbeat(
@@ -182,9 +201,12 @@ class Trainer:
         """What several processes cannot do yet is refused before anything is written."""
         if self.world.size == 1:
             return
-        chosen = [self.task.optimizer(phase) or self.config.optimizer for phase in self.task.phases]
-        if any(optimizer.name == "muon" for optimizer in chosen):
-            raise UserError("Muon needs whole matrices, but several processes shard them; use the optimizer adamw.")
+        given = getattr(self.source, "rank", self.data_rank), getattr(self.source, "world_size", self.data_ranks)
+        if given != (self.data_rank, self.data_ranks):
+            raise UserError(
+                f"The source gives part {given[0] + 1} of {given[1]}, but this layout needs part {self.data_rank + 1} "
+                f"of {self.data_ranks} here; make it with the rank and world size of Layout.data_rank."
+            )
         if self.config.sample_every:
             raise UserError("Several processes do not render samples; set sample_every to 0.")
 
@@ -226,6 +248,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = reordered(state, self._orders)
         self.step = int(state["step"])
         for name, module in self.modules.items():
             held = module.state_dict()
@@ -244,7 +267,7 @@ class Trainer:
         ``wait``, some time before the next one is."""
         if self._saved != self.step:
             self.alive("saving")
-            stood_still = self.saver.save(self.step, lambda then: whole(self.state_dict(), then))
+            stood_still = self.saver.save(self.step, lambda then: whole(self.state_dict(), self._orders, then))
             self.window.add({"save_stall": stood_still})
             self._saved = self.step
         if wait:
@@ -336,10 +359,11 @@ class Trainer:
         return {k: float(v) for k, v in metrics.items()}
 
     def _added(self, values: Mapping[str, Tensor | float]) -> Mapping[str, Tensor | float]:
-        """What a phase reported, over all processes: each has weighted its own by its share of the batch."""
+        """What a phase reported, over all data: each process has weighted its own by its share of the batch."""
         if self.world.size == 1:
             return values
-        return self.world.sum({name: float(value) for name, value in values.items()})
+        share = self.data_ranks / self.world.size  # processes with the same data report the same
+        return self.world.sum({name: float(value) * share for name, value in values.items()})
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

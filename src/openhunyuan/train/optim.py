@@ -6,11 +6,16 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openhunyuan.parallel.apply import placed_like, whole
 from openhunyuan.train.config import OptimizerConfig
+
+STACKED_VALUES = 1 << 27
+"""Values of matrices of one shape that are iterated at once; the iteration takes their memory several times over."""
 
 
 def lr_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -49,7 +54,8 @@ def orthogonalize(updates_NMK: Tensor, steps: int = 5, dtype: torch.dtype = torc
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised per matrix (Jordan et al., 2024); matrices of one shape are iterated in one stack.
 
-    A convolution's kernel [C_out, C_in, ...] counts as the matrix [C_out, C_in * taps].
+    A convolution's kernel [C_out, C_in, ...] counts as the matrix [C_out, C_in * taps]. The updates of sharded matrices
+    are gathered, a stack at a time, and every process iterates them whole.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -65,18 +71,23 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for shape, params in by_shape.items():
-                updates = []
-                for p in params:
-                    buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                    grad = p.grad
-                    assert grad is not None
-                    buffer.lerp_(grad, 1 - group["momentum"])
-                    updates.append(grad.lerp(buffer, group["momentum"]).flatten(1))
-                dtype = iteration_dtype(params[0].device.type)
-                scale = max(1.0, shape[0] / shape[1:].numel()) ** 0.5
-                for p, update in zip(params, orthogonalize(torch.stack(updates), dtype=dtype), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.view(shape).to(p.dtype), alpha=-group["lr"] * scale)
+                at_once = max(1, STACKED_VALUES // shape.numel())
+                for start in range(0, len(params), at_once):
+                    self._update(group, shape, params[start : start + at_once])
+
+    def _update(self, group: dict[str, Any], shape: torch.Size, params: list[nn.Parameter]) -> None:
+        updates = []
+        for p in params:
+            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            grad = p.grad
+            assert grad is not None
+            buffer.lerp_(grad, 1 - group["momentum"])
+            updates.append(whole(grad.lerp(buffer, group["momentum"])).flatten(1))
+        dtype = iteration_dtype(params[0].device.type)
+        scale = max(1.0, shape[0] / shape[1:].numel()) ** 0.5
+        for p, update in zip(params, orthogonalize(torch.stack(updates), dtype=dtype), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(placed_like(update.reshape(shape).to(p.dtype), p), alpha=-group["lr"] * scale)
 
 
 def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:

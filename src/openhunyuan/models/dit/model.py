@@ -237,7 +237,7 @@ class DoubleBlock(nn.Module):
         q = torch.cat((self.img_attn_q_norm(img_q), self.txt_attn_q_norm(txt_q)), dim=1)
         k = torch.cat((self.img_attn_k_norm(img_k), self.txt_attn_k_norm(txt_k)), dim=1)
         out = attend(q, k, torch.cat((img_v, txt_v), dim=1), cos, sin, mask, enhance)
-        img_out, txt_out = out.split((img.shape[1], txt.shape[1]), dim=1)
+        img_out, txt_out = out.split((img_q.shape[1], txt_q.shape[1]), dim=1)
         return img_out, txt_out
 
 
@@ -265,7 +265,7 @@ class SingleBlock(nn.Module):
         num_image: int = 0,
     ) -> Tensor:
         """x: [B, L + S, C], image first (num_image = L); the rest as in `DoubleBlock`."""
-        size = x.shape[-1]
+        size = self.num_heads * self.q_norm.weight.shape[0]
         shift, scale, gate = self.modulation(vec)
         normed = layer_norm(x)
         if frame_vec is None:
