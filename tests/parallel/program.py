@@ -50,7 +50,8 @@ def trainer(data: Path, run_dir: Path, layout: Layout) -> Trainer:
     held = ShardDataset(data)
     empty = EmptyText(torch.zeros(1, 4), torch.zeros(4))
     task = FlowTask(FlowConfig(text_dropout=0.3, image_share=0.0), dit, empty, {"held": held.batch([1, 2])})
-    source = PlannedBatches([held], CostModel(0, 1, 0), 7, (1, 1), seed=1, rank=world.rank, world_size=world.size)
+    rank, ranks = layout.data_rank(world)
+    source = PlannedBatches([held], CostModel(0, 1, 0), 7, (1, 1), seed=1, rank=rank, world_size=ranks)
     return Trainer(CONFIG, task, source, run_dir, layout=layout)
 
 

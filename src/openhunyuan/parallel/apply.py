@@ -1,7 +1,8 @@
 """Parallelism from outside: one ordered function on a finished module, which does not know.
 
-Recomputation of activations first, then sharding (FSDP2; with replicas of the shards, HSDP), a block at a time. States
-go in and out whole, so a checkpoint is the same for every layout.
+Tokens of a video over several processes first (context parallelism), then recomputation of activations, then sharding
+(FSDP2; with replicas of the shards, HSDP), a block at a time. States go in and out whole, so a checkpoint is the same
+for every layout.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
+from openhunyuan.parallel import context
 from openhunyuan.parallel.world import World
 
 
@@ -29,27 +31,68 @@ class Layout(Record):
     recompute: bool = Field(
         default=False, description="keep no activations within blocks; compute them again going backward"
     )
+    ulysses: int = Field(
+        default=1, gt=0, description="processes that share a video's tokens and deal its heads out for attention"
+    )
+    ring: int = Field(
+        default=1, gt=0, description="such groups that share a video's tokens and pass keys and values round"
+    )
+
+    def data_rank(self, world: World) -> tuple[int, int]:
+        """(which part of the data this process gets, parts): what a source is told as its rank and world size."""
+        alike = self.ulysses * self.ring
+        return world.rank // alike, world.size // alike
 
 
 ALONE = Layout()
 
 
-def make_mesh(layout: Layout, world: World, device_type: str) -> DeviceMesh | None:
-    """Processes as (replicas, shards), or (shards,); None where there is one.
+def check(module: nn.Module, layout: Layout) -> None:
+    """Whether a module can be parallelised so, before anything is done.
 
     Raises:
-        UserError: the replicas do not divide the processes.
+        UserError: it cannot.
     """
-    if world.size % layout.replicas:
+    context.check(module, layout.ulysses, layout.ring)
+
+
+def make_mesh(layout: Layout, world: World, device_type: str) -> DeviceMesh | None:
+    """Processes as (replicate, shard, ring, ulysses), outer first, those of size 1 left out but shard; None where there
+    is one process.
+
+    Raises:
+        UserError: the layout does not divide the processes.
+    """
+    shared = layout.ulysses * layout.ring
+    groups = world.size // shared
+    if world.size % shared:
         raise UserError(
-            f"{world.size} processes cannot make {layout.replicas} equal replicas; choose a divisor of {world.size}."
+            f"{world.size} processes cannot share videos in groups of {shared} (ulysses {layout.ulysses} × ring "
+            f"{layout.ring}); choose degrees whose product divides {world.size}."
+        )
+    if groups % layout.replicas:
+        of = f" of groups of {shared}" if shared > 1 else ""
+        raise UserError(
+            f"{world.size} processes cannot make {layout.replicas} equal replicas{of}; choose a divisor of {groups}."
         )
     if world.size == 1:
         return None
-    if layout.replicas == 1:
-        return init_device_mesh(device_type, (world.size,), mesh_dim_names=("shard",))
-    sizes = layout.replicas, world.size // layout.replicas
-    return init_device_mesh(device_type, sizes, mesh_dim_names=("replicate", "shard"))
+    sizes = {
+        "replicate": layout.replicas,
+        "shard": groups // layout.replicas,
+        "ring": layout.ring,
+        "ulysses": layout.ulysses,
+    }
+    sizes = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
+    return init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+
+def sharding_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """Over which weights are sharded: all processes within a replica, whatever else they share."""
+    names = mesh.mesh_dim_names or ()
+    within = tuple(name for name in names if name in ("shard", *context.DIMS))
+    shards = mesh[within]._flatten("_".join(within))
+    return DeviceMesh._concatenate([mesh["replicate"], shards]) if "replicate" in names else shards
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -63,6 +106,8 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def apply(module: nn.Module, layout: Layout, mesh: DeviceMesh | None) -> None:
     """Change ``module`` in place, before its optimizer is made. Gradients are then added over the processes."""
+    if mesh is not None:
+        context.share_tokens(module, mesh)
     units = list(blocks(module))
     if layout.recompute:
         from torch.distributed._composable import checkpoint
@@ -72,8 +117,9 @@ def apply(module: nn.Module, layout: Layout, mesh: DeviceMesh | None) -> None:
     if mesh is not None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
+        weights = sharding_mesh(mesh)
         for unit in (*units, module):
-            fully_shard(unit, mesh=mesh)
+            fully_shard(unit, mesh=weights)
         for unit in (*units, module):
             assert isinstance(unit, FSDPModule)
             # Added, not averaged: every loss is already weighted by its share of the whole batch.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
-from openhunyuan.parallel.apply import ALONE, Layout, make_mesh, placed_like, placed_states, whole
+from openhunyuan.parallel.apply import ALONE, Layout, check, make_mesh, placed_like, placed_states, whole
 from openhunyuan.parallel.apply import apply as parallelize
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint, optim
@@ -197,10 +197,13 @@ class Trainer:
         self.device = torch.device(device)
         self.world = World.join(self.device)
         self.modules = {name: module.to(self.device) for name, module in task.modules().items()}
-        self._check_shared()
-        self.about = self.world.once(lambda: self._write_record(record or {}))
         layout = layout or ALONE
         mesh = make_mesh(layout, self.world, self.device.type)
+        self.data_rank, self.data_ranks = layout.data_rank(self.world)
+        for module in self.modules.values():
+            check(module, layout)
+        self._check_shared()
+        self.about = self.world.once(lambda: self._write_record(record or {}))
         for module in self.modules.values():
             parallelize(module, layout, mesh)
         self.model = self.modules[task.phases[0]]
@@ -219,6 +222,12 @@ class Trainer:
         """What several processes cannot do yet is refused before anything is written."""
         if self.world.size == 1:
             return
+        given = getattr(self.source, "rank", self.data_rank), getattr(self.source, "world_size", self.data_ranks)
+        if given != (self.data_rank, self.data_ranks):
+            raise UserError(
+                f"The source gives part {given[0] + 1} of {given[1]}, but this layout needs part {self.data_rank + 1} "
+                f"of {self.data_ranks} here; make it with the rank and world size of Layout.data_rank."
+            )
         chosen = [self.task.optimizer(phase) or self.config.optimizer for phase in self.task.phases]
         if any(optimizer.name == "muon" for optimizer in chosen):
             raise UserError("Muon needs whole matrices, but several processes shard them; use the optimizer adamw.")
@@ -330,7 +339,7 @@ class Trainer:
             optim.set_lr(held, factor)
             for optimizer in held:
                 optimizer.zero_grad(set_to_none=True)
-            if self.world.size > 1 and "parts" not in batch:
+            if self.data_ranks > 1 and "parts" not in batch:
                 raise UserError("Several processes need a source that gives each its part; use PlannedBatches.")
             values: dict[str, Tensor | float] = {}
             for weight, part in batch.get("parts") or [(1.0, batch)]:
@@ -358,10 +367,11 @@ class Trainer:
         return {k: float(v) for k, v in metrics.items()}
 
     def _added(self, values: Mapping[str, Tensor | float]) -> Mapping[str, Tensor | float]:
-        """What a phase reported, over all processes: each has weighted its own by its share of the batch."""
+        """What a phase reported, over all data: each process has weighted its own by its share of the batch."""
         if self.world.size == 1:
             return values
-        return self.world.sum({name: float(value) for name, value in values.items()})
+        share = self.data_ranks / self.world.size  # processes with the same data report the same
+        return self.world.sum({name: float(value) * share for name, value in values.items()})
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
