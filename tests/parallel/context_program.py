@@ -76,7 +76,7 @@ def train(dit: DiT, numbers: list[int]) -> Iterator[tuple[float, Tensor, dict[st
             target = inputs.pop("target")
             loss = (dit(**inputs) - target).square().mean()
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         gradients = {name: p.grad.clone() for name, p in dit.named_parameters() if p.grad is not None}
         norm = nn.utils.clip_grad_norm_(dit.parameters(), OPTIMIZER.grad_clip)
         optimizer.step()

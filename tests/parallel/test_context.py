@@ -80,12 +80,12 @@ def test_parts_of_the_keys_merge_and_their_gradients_follow_from_the_whole() -> 
 def test_runs_cover_the_tokens_and_know_their_frames(
     length: int, frames: int, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = 0
     monkeypatch.setattr(context.dist, "get_world_size", lambda group: processes)
-    monkeypatch.setattr(context.dist, "get_rank", lambda group: place)
-    tokens, group = torch.arange(1.0, length + 1).reshape(1, length, 1), context.Group(object(), object(), None)  # pyright: ignore
+    tokens = torch.arange(1.0, length + 1).reshape(1, length, 1)
+    group = context.Group(object(), object(), None)  # pyright: ignore
     runs, of_frames = [], []
     for place in range(processes):
+        monkeypatch.setattr(context.dist, "get_rank", lambda group, place=place: place)
         run = context.Run(group, length)
         runs.append(run.cut(tokens, 1))
         vectors = run.frames(torch.arange(frames).reshape(1, frames, 1))

@@ -2,12 +2,12 @@
 
 From latent patches to latent patches (`DiT.through_blocks`) image tokens meet in attention alone. So each process takes
 an equal run of them, padded at the end of the video where the length does not divide; text is in every process. For
-attention Ulysses (arXiv 2309.14509) changes "all heads of my tokens" into "my heads of all tokens" of its group, and
-`parallel.ring` does the same for the groups of a ring, part by part. The patches are then gathered, so that every process
-computes the same loss.
+attention, Ulysses (arXiv 2309.14509) changes "all heads of my tokens" into "my heads of my group's tokens", and the
+groups are the parts that `parallel.ring` passes round. The patches are then gathered, so that every process computes
+the same loss.
 
-Gradients: a process's backward pass starts from its own run of the gathered patches. What it finds for the weights is its
-tokens' part, text included; the sum over the processes, which sharding makes anyway, is the whole gradient.
+Gradients: a process's backward pass starts from its own run of the gathered patches. What it finds for the weights is
+its tokens' part, text included; the sum over the processes, which sharding makes anyway, is the whole gradient.
 
 Letters: B batch, H heads, L tokens of this process, S text tokens, D head channels.
 """
@@ -45,13 +45,14 @@ def check(module: nn.Module, ulysses: int, ring: int, heads: int | None = None) 
         return
     if not isinstance(module, DiT):
         raise UserError(
-            f"Only the video transformer can share its tokens, {type(module).__name__} cannot; set ulysses and ring to 1."
+            f"Only the video transformer can share its tokens, {type(module).__name__} cannot; set ulysses and ring to "
+            "1."
         )
     heads = heads or module.config.num_heads
     if heads % ulysses:
         raise UserError(
-            f"ulysses is {ulysses}, but {heads} attention heads cannot be dealt evenly to {ulysses} processes; choose a "
-            f"divisor of {heads} and let ring do the rest."
+            f"ulysses is {ulysses}, but {heads} attention heads cannot be dealt evenly to {ulysses} processes; choose "
+            f"a divisor of {heads} and let ring do the rest."
         )
 
 
@@ -125,7 +126,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.first, ctx.size = dist.get_rank(group) * x.shape[1], x.shape[1]
         parts = x.new_empty(dist.get_world_size(group), *x.shape)
-        dist.all_gather_into_tensor(parts, x.contiguous(), group=group)
+        dist.all_gather_single(parts.flatten(0, 1), x.contiguous(), group=group)
         return parts.movedim(0, 1).flatten(1, 2)
 
     @staticmethod

@@ -1,9 +1,9 @@
-"""Ring attention: queries stay, keys and values of the video go round the processes of a ring; forward and backward exact.
+"""Ring attention, exact forward and backward: queries stay, keys and values of the video go round the processes.
 
 Every process attends to one part of the keys at a time and keeps, beside the result, the log of the sum of exponentials
 of its logits (LSE). Two results over different keys merge by their LSEs into the result over both (Liu et al.,
-arXiv 2310.01889). Backward, each part's gradients follow from the LSE over all keys; those of keys and values travel with
-them until they are home again. Text is in every process and counted once, with the process's own part of the video.
+arXiv 2310.01889). Backward, each part's gradients follow from the LSE over all keys; those of keys and values travel
+with them until they are home again. Text is in every process, and counted once: with the process's own part.
 
 Letters: B batch, H heads, L tokens, D head channels.
 """
