@@ -29,7 +29,7 @@ DIT = DiTConfig(
 )  # fmt: skip
 
 LAYOUTS = {
-    2: (Layout(ulysses=2), Layout(ring=2, recompute=True)),
+    2: (Layout(ulysses=2, offload=True), Layout(ring=2, recompute=True)),
     4: (
         Layout(ulysses=2, ring=2), Layout(ring=2), Layout(ring=4), Layout(ulysses=2, replicas=2),
         Layout(ring=2, replicas=2, recompute=True),

@@ -1,17 +1,17 @@
 """Parallelism from outside: one ordered function on a finished module, which does not know.
 
-Tokens of a video over several processes first (context parallelism), then recomputation of activations, then sharding
-(FSDP2; with replicas of the shards, HSDP), a block at a time. States go in and out whole, so a checkpoint is the same
-for every layout.
+Tokens of a video over several processes first (context parallelism), then recomputation or offload of activations, then
+compilation, then sharding (FSDP2; with replicas of the shards, HSDP), a block at a time. States go in and out whole, so
+a checkpoint is the same for every layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.parallel import context
+from openhunyuan.parallel.offload import offload
 from openhunyuan.parallel.world import World
 
 
@@ -31,12 +32,26 @@ class Layout(Record):
     recompute: bool = Field(
         default=False, description="keep no activations within blocks; compute them again going backward"
     )
+    offload: bool = Field(
+        default=False, description="what blocks keep for the backward pass waits in host memory; not with recompute"
+    )
+    compile: Literal["none", "inductor", "aot_eager"] = Field(
+        default="none", description="torch.compile of each block by this backend; not with ulysses or ring"
+    )
     ulysses: int = Field(
         default=1, gt=0, description="processes that share a video's tokens and deal its heads out for attention"
     )
     ring: int = Field(
         default=1, gt=0, description="such groups that share a video's tokens and pass keys and values round"
     )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Layout:
+        if self.offload and self.recompute:
+            raise ValueError("recompute leaves nothing within blocks that offload could move; choose one of them.")
+        if self.compile != "none" and self.ulysses * self.ring > 1:
+            raise ValueError("compile is not made for ulysses or ring; set it to none, or both of them to 1.")
+        return self
 
     def data_rank(self, world: World) -> tuple[int, int]:
         """(which part of the data this process gets, parts): what a source is told as its rank and world size."""
@@ -114,6 +129,13 @@ def apply(module: nn.Module, layout: Layout, mesh: DeviceMesh | None) -> None:
 
         for unit in units:
             checkpoint(unit)
+    if layout.offload:
+        for unit in units:
+            offload(unit)
+    if layout.compile != "none":
+        for unit in units:
+            # The computation alone: what others hook onto the call (recomputation, sharding) stays outside.
+            unit.forward = torch.compile(unit.forward, backend=layout.compile)
     if mesh is not None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
