@@ -1,5 +1,6 @@
 """Several processes against one, on the CPU over gloo: losses, weights, average, and resuming in another layout."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.models.dit.model import DiT
+from openhunyuan.parallel import offload
 from openhunyuan.parallel.apply import Layout, apply, blocks, make_mesh
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint
@@ -78,6 +80,30 @@ def test_alone_nothing_changes_but_recomputation_which_gives_the_same_gradients(
     assert plain < kept / 2 and list(dit.state_dict()) == names
 
 
+INPUTS = (
+    torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0, 20.0]),
+    torch.ones(2, 2, 4), torch.tensor([[True, True], [True, False]]), torch.ones(2, 4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [Layout(offload=True), Layout(compile="aot_eager")], ids=["offload", "compile"])
+def test_offload_and_compilation_change_no_gradient(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    monkeypatch.setattr(offload, "to_host", lambda tensor: moved.append(tensor) or tensor.clone())
+    torch.manual_seed(0)
+    plain = DiT(DIT)
+    changed = copy.deepcopy(plain)
+    apply(changed, layout, None)
+    for dit in (plain, changed):
+        dit(*INPUTS).square().sum().backward()
+    for one, other in zip(plain.parameters(), changed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert list(changed.state_dict()) == list(plain.state_dict())
+    assert bool(moved) is layout.offload
+    parameters = {p.data_ptr() for p in changed.parameters()}
+    assert not any(tensor.untyped_storage().data_ptr() in parameters for tensor in moved)
+
+
 def test_blocks_are_the_members_of_lists_of_blocks() -> None:
     kinds = [type(block).__name__ for block in blocks(DiT(DIT))]
     assert sorted(kinds) == ["DoubleBlock", "RefinerBlock", "SingleBlock"]
@@ -86,5 +112,9 @@ def test_blocks_are_the_members_of_lists_of_blocks() -> None:
 def test_layouts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="4 processes cannot make 3 equal replicas"):
         make_mesh(Layout(replicas=3), World(0, 4), "cpu")
+    with pytest.raises(UserError, match="recompute leaves nothing within blocks that offload could move"):
+        Layout(offload=True, recompute=True)
+    with pytest.raises(UserError, match="compile is not made for ulysses or ring"):
+        Layout(compile="inductor", ring=2)
     with pytest.raises(UserError, match="did you mean replicas"):
         Layout(replica=2)

@@ -108,7 +108,7 @@ def test_what_cannot_be_split_is_refused() -> None:
 
 
 def test_groups_that_do_not_fit_are_refused_and_neighbours_share_their_samples() -> None:
-    with pytest.raises(UserError, match="6 processes cannot make tensor-parallel groups of 4; choose a divisor of 6"):
+    with pytest.raises(UserError, match=r"6 processes cannot work on the same samples in groups of 4 \(tensor 4 "):
         make_mesh(Layout(tensor=4), World(0, 6), "cpu")
     with pytest.raises(UserError, match=r"8 processes cannot make 3 equal replicas of groups of 2; choose a .* 4"):
         make_mesh(Layout(tensor=2, replicas=3), World(0, 8), "cpu")

@@ -5,10 +5,14 @@ mean weight that a frame gives to another frame (the cross-frame intensity), tim
 what attention gives to image tokens; it is never below 1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Enhancer = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention's result, queries and keys → the result enhanced: an `Enhance`, or what stands for it from outside."""
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,27 @@
 """Parallelism from outside: one ordered function on a finished module, which does not know.
 
-Tensor (and sequence) parallelism first, then recomputation of activations, then sharding over the processes that have
-other data (FSDP2; with replicas of the shards, HSDP), a block at a time. States go in and out whole and in the
+Tensor (and sequence) parallelism first, then the tokens of a video over several processes (context parallelism), then
+recomputation or offload of activations, then compilation, then sharding over the processes that have other data or
+other tokens (FSDP2; with replicas of the shards, HSDP), a block at a time. States go in and out whole and in the
 network's own order, so a checkpoint is the same for every layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
-from openhunyuan.parallel.tensor import Order, orders, split_tensors
+from openhunyuan.parallel import context
+from openhunyuan.parallel.offload import offload
+from openhunyuan.parallel.tensor import Order, check_splits, orders, split_tensors
 from openhunyuan.parallel.world import World
 
 
@@ -37,45 +40,103 @@ class Layout(Record):
     recompute: bool = Field(
         default=False, description="keep no activations within blocks; compute them again going backward"
     )
+    offload: bool = Field(
+        default=False, description="what blocks keep for the backward pass waits in host memory; not with recompute"
+    )
+    compile: Literal["none", "inductor", "aot_eager"] = Field(
+        default="none", description="torch.compile of each block by this backend; not with tensor, ulysses or ring"
+    )
+    ulysses: int = Field(
+        default=1, gt=0, description="processes that share a video's tokens and deal its heads out for attention"
+    )
+    ring: int = Field(
+        default=1, gt=0, description="such groups that share a video's tokens and pass keys and values round"
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Layout:
+        if self.offload and self.recompute:
+            raise ValueError("recompute leaves nothing within blocks that offload could move; choose one of them.")
+        if self.compile != "none" and self.alike > 1:
+            raise ValueError("compile is not made for tensor, ulysses or ring; set it to none, or all of them to 1.")
+        return self
+
+    @property
+    def alike(self) -> int:
+        """Processes that are given the same samples."""
+        return self.tensor * self.ulysses * self.ring
 
     def data_rank(self, world: World) -> tuple[int, int]:
         """(which part of the data this process gets, parts): what a source is told as its rank and world size."""
-        return world.rank // self.tensor, world.size // self.tensor
+        return world.rank // self.alike, world.size // self.alike
 
 
 ALONE = Layout()
 
 
+def check(module: nn.Module, layout: Layout) -> None:
+    """Whether a module can be parallelised so, before anything is done.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if layout.tensor > 1:
+        check_splits(module, layout.tensor)
+    heads = module.config.num_heads // layout.tensor if isinstance(module, context.DiT) else None
+    context.check(module, layout.ulysses, layout.ring, heads)
+
+
 def check_layout(layout: Layout, processes: int) -> None:
-    """Raise ``UserError`` unless replicas and tensor-parallel groups divide the processes."""
-    within = processes // layout.tensor
-    if processes % layout.tensor:
+    """Raise ``UserError`` unless groups with the same samples, and replicas of them, divide the processes."""
+    alike = layout.alike
+    if processes % alike:
         raise UserError(
-            f"{processes} processes cannot make tensor-parallel groups of {layout.tensor}; choose a divisor of {processes}."
+            f"{processes} processes cannot work on the same samples in groups of {alike} (tensor {layout.tensor} × "
+            f"ulysses {layout.ulysses} × ring {layout.ring}); choose degrees whose product divides {processes}."
         )
-    if within % layout.replicas:
-        of = f" of groups of {layout.tensor}" if layout.tensor > 1 else ""
+    groups = processes // alike
+    if groups % layout.replicas:
+        of = f" of groups of {alike}" if alike > 1 else ""
         raise UserError(
-            f"{processes} processes cannot make {layout.replicas} equal replicas{of}; choose a divisor of {within}."
+            f"{processes} processes cannot make {layout.replicas} equal replicas{of}; choose a divisor of {groups}."
         )
 
 
 def make_mesh(layout: Layout, world: World, device_type: str) -> DeviceMesh | None:
-    """Processes as (replicate, shard, tensor), without the dims of one; None where there is one process.
+    """Processes as (replicate, shard, ring, ulysses, tensor), outer first, without the dims of one (but shard, where
+    weights are sharded at all); None where there is one process.
 
-    Neighbours share tensors: their traffic is the most, and they are on one machine.
+    Neighbours share tensors, then tokens: their traffic is the most, and they are on one machine.
 
     Raises:
-        UserError: replicas and tensor-parallel groups do not divide the processes.
+        UserError: the layout does not divide the processes.
     """
     check_layout(layout, world.size)
-    within = world.size // layout.tensor
     if world.size == 1:
         return None
-    sizes = {"replicate": layout.replicas, "shard": within // layout.replicas, "tensor": layout.tensor}
-    sharded = layout.replicas > 1, within > 1, layout.tensor > 1
-    names = tuple(name for name, wanted in zip(sizes, sharded, strict=True) if wanted)
-    return init_device_mesh(device_type, tuple(sizes[name] for name in names), mesh_dim_names=names)
+    sizes = {
+        "replicate": layout.replicas,
+        "shard": world.size // layout.alike // layout.replicas,
+        "ring": layout.ring,
+        "ulysses": layout.ulysses,
+        "tensor": layout.tensor,
+    }
+    sharded = world.size > layout.tensor
+    sizes = {name: size for name, size in sizes.items() if size > 1 or (name == "shard" and sharded)}
+    return init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+
+def sharding_mesh(mesh: DeviceMesh) -> DeviceMesh | None:
+    """Over which weights are sharded: all processes within a replica that do not hold parts of the same tensors; None
+    where those are all."""
+    names = mesh.mesh_dim_names or ()
+    within = tuple(name for name in names if name in ("shard", *context.DIMS))
+    if not within:
+        return None
+    shards = mesh[within]._flatten("_".join(within)) if len(within) > 1 else mesh[within[0]]
+    if "replicate" not in names:
+        return shards
+    return DeviceMesh._concatenate([mesh["replicate"], shards]) if len(within) > 1 else mesh["replicate", "shard"]
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -89,21 +150,29 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def apply(module: nn.Module, layout: Layout, mesh: DeviceMesh | None) -> None:
     """Change ``module`` in place, before its optimizer is made. Gradients are then added over the processes."""
-    units = list(blocks(module))
-    if layout.tensor > 1:
-        assert mesh is not None
+    if mesh is not None and layout.tensor > 1:
         split_tensors(module, mesh["tensor"], layout.sequence)
+    if mesh is not None:
+        context.share_tokens(module, mesh)
+    units = list(blocks(module))
     if layout.recompute:
         from torch.distributed._composable import checkpoint
 
         for unit in units:
             checkpoint(unit)
-    data = [name for name in (mesh.mesh_dim_names or () if mesh else ()) if name in ("replicate", "shard")]
-    if mesh is not None and data:
+    if layout.offload:
+        for unit in units:
+            offload(unit)
+    if layout.compile != "none":
+        for unit in units:
+            # The computation alone: what others hook onto the call (recomputation, sharding) stays outside.
+            unit.forward = torch.compile(unit.forward, backend=layout.compile)
+    weights = sharding_mesh(mesh) if mesh is not None else None
+    if weights is not None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         for unit in (*units, module):
-            fully_shard(unit, mesh=mesh[tuple(data)])
+            fully_shard(unit, mesh=weights)
         for unit in (*units, module):
             assert isinstance(unit, FSDPModule)
             # Added, not averaged: every loss is already weighted by its share of the whole batch.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT, DoubleBlock, Modulation, PatchEmbedder, RefinerBlock, SingleBlock
 from openhunyuan.ops.enhance import Enhance
 from openhunyuan.ops.norms import RMSNorm
+from openhunyuan.parallel.context import SharedEnhance
 
 COLUMNS = ("self_attn_qkv", "img_attn_qkv", "txt_attn_qkv", "linear1", "fc1")
 """Last names of the linears that are split by their outputs."""
@@ -386,6 +387,8 @@ class _Group:
 
     def over_all_heads(self, enhance: Enhance | None) -> Enhance | None:
         """Enhancement whose factor is that of the heads of all processes."""
+        if isinstance(enhance, SharedEnhance):
+            return replace(enhance, enhance=self.over_all_heads(enhance.enhance))  # pyright: ignore
         return enhance and _Enhance(enhance.weight, enhance.grid, self)
 
     def mean(self, x: Tensor) -> Tensor:

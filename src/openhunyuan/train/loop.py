@@ -26,6 +26,7 @@ from openhunyuan.base.log import get_logger
 from openhunyuan.parallel.apply import (
     ALONE,
     Layout,
+    check,
     make_mesh,
     optimizer_orders,
     placed_like,
@@ -161,6 +162,8 @@ class Trainer:
         layout = layout or ALONE
         mesh = make_mesh(layout, self.world, self.device.type)
         self.data_rank, self.data_ranks = layout.data_rank(self.world)
+        for module in self.modules.values():
+            check(module, layout)
         self._check_shared()
         self.record = json.loads(json.dumps({"train": config.model_dump(mode="json"), **(record or {})}))
         self.about = self.world.once(self._write_record)
@@ -326,7 +329,7 @@ class Trainer:
             optim.set_lr(held, factor)
             for optimizer in held:
                 optimizer.zero_grad(set_to_none=True)
-            if self.world.size > 1 and "parts" not in batch:
+            if self.data_ranks > 1 and "parts" not in batch:
                 raise UserError("Several processes need a source that gives each its part; use PlannedBatches.")
             values: dict[str, Tensor | float] = {}
             for weight, fetched, part in parts:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openhunyuan.models.dit.config import DiTConfig
-from openhunyuan.ops.attention import attention
-from openhunyuan.ops.enhance import Enhance
+from openhunyuan.ops.attention import Mask, attention
+from openhunyuan.ops.enhance import Enhance, Enhancer
 from openhunyuan.ops.norms import EPS, RMSNorm, gated_add, layer_norm, modulate
 from openhunyuan.ops.rope import apply_rope, rope_freqs
 
@@ -75,13 +75,9 @@ class PatchEmbedder(nn.Module):
         super().__init__()
         self.proj = nn.Conv3d(in_channels, hidden_size, patch_size, stride=patch_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, c, T, Y, X] → [B, L, C], token index (t·Y' + y)·X' + x (release fact B.5)."""
-        batch, channels, frames, height, width = x.shape
-        pt, ph, pw = self.proj.kernel_size
-        x = x.reshape(batch, channels, frames // pt, pt, height // ph, ph, width // pw, pw)
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
-        return F.linear(x.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches: [B, L, c·pt·ph·pw], channel-major → [B, L, C]."""
+        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class MLP(nn.Module):
@@ -200,8 +196,8 @@ class DoubleBlock(nn.Module):
         vec: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
-        enhance: Enhance | None = None,
+        mask: Mask,
+        enhance: Enhancer | None = None,
         frame_vec: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """img: [B, L, C]; txt: [B, S, C]; vec: [B, C]; cos, sin: [L + S, 1, D]; mask: keys [B, 1, 1, L + S].
@@ -227,7 +223,7 @@ class DoubleBlock(nn.Module):
         return img, txt
 
     def _attend(
-        self, img: Tensor, txt: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, enhance: Enhance | None
+        self, img: Tensor, txt: Tensor, cos: Tensor, sin: Tensor, mask: Mask, enhance: Enhancer | None
     ) -> tuple[Tensor, Tensor]:
         """Attention over [image, text]. A method of its own so that queries, keys and values die before the MLP."""
         qkv = self.img_attn_qkv(img)
@@ -259,8 +255,8 @@ class SingleBlock(nn.Module):
         vec: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
-        enhance: Enhance | None = None,
+        mask: Mask,
+        enhance: Enhancer | None = None,
         frame_vec: Tensor | None = None,
         num_image: int = 0,
     ) -> Tensor:
@@ -311,8 +307,8 @@ def attend(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
-    mask: Tensor | None,
-    enhance: Enhance | None = None,
+    mask: Mask,
+    enhance: Enhancer | None = None,
 ) -> Tensor:
     """Turn queries and keys by their positions and attend. q, k, v: [B, L, H, D] → [B, L, H·D]."""
     q, k = apply_rope(q, cos, sin).to(v.dtype), apply_rope(k, cos, sin).to(v.dtype)
@@ -413,23 +409,50 @@ class DiT(nn.Module):
         if self.guidance_in is not None and guidance is not None:
             vec = vec + self.guidance_in(guidance)
         txt = self.txt_in(text_states, timestep, text_mask)
-        img = self.img_in(latents)
-        num_image, num_text = img.shape[1], txt.shape[1]
+        patches = self._patchify(latents)
+        num_image, num_text = patches.shape[1], txt.shape[1]
 
         mask = None if text_mask is None else F.pad(text_mask, (num_image, 0), value=True)[:, None, None, :]
         # Text has no position; a turn by zero lets image and text be turned together without cutting them apart.
         cos = F.pad(cos, (0, 0, 0, num_text), value=1.0).unsqueeze(1)
         sin = F.pad(sin, (0, 0, 0, num_text), value=0.0).unsqueeze(1)
-        active, frame_vec = F.silu(vec), None
+        frame_vec = None
         if clean_frames is not None:
             at_zero = F.silu(self.time_in(torch.zeros_like(timestep)) + pooled_vec)
-            frame_vec = torch.where(clean_frames[..., None], at_zero[:, None], active[:, None])
+            frame_vec = torch.where(clean_frames[..., None], at_zero[:, None], F.silu(vec)[:, None])
+        patches = self.through_blocks(patches, txt, vec, cos, sin, mask, enhance, frame_vec)
+        return self._unpatchify(patches, latents.shape)
+
+    def through_blocks(
+        self,
+        patches: Tensor,
+        txt: Tensor,
+        vec: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Mask,
+        enhance: Enhancer | None = None,
+        frame_vec: Tensor | None = None,
+    ) -> Tensor:
+        """Latent patches [B, L, in_channels·pt·ph·pw] → [B, L, out_channels·pt·ph·pw]; the rest as in `DoubleBlock`.
+
+        vec is not activated yet, frame_vec is. Only attention makes image tokens meet here: where several processes
+        share a video, this runs on each one's own tokens, and `parallel.context` stands in its place.
+        """
+        img, active, num_image = self.img_in(patches), F.silu(vec), patches.shape[1]
         for block in self.double_blocks:
             img, txt = block(img, txt, active, cos, sin, mask, enhance, frame_vec)
         x = torch.cat((img, txt), dim=1)
         for block in self.single_blocks:
             x = block(x, active, cos, sin, mask, enhance, frame_vec, num_image)
-        return self._unpatchify(self.final_layer(x[:, :num_image], vec), latents.shape)
+        return self.final_layer(x[:, :num_image], vec)
+
+    def _patchify(self, latents: Tensor) -> Tensor:
+        """[B, c, T, Y, X] → [B, L, c·pt·ph·pw], token index (t·Y' + y)·X' + x (release fact B.5)."""
+        batch, channels, frames, height, width = latents.shape
+        pt, ph, pw = self.config.patch_size
+        x = latents.reshape(batch, channels, frames // pt, pt, height // ph, ph, width // pw, pw)
+        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
     def _unpatchify(self, x: Tensor, latent_shape: torch.Size) -> Tensor:
         """[B, L, c·pt·ph·pw] → [B, c, T, Y, X]; features are channel-major (release fact B.5)."""
