@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -13,7 +14,10 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, unknown
 from openhunyuan.cli.parse import parse
 from openhunyuan.infer.output import check_folder
-from openhunyuan.recipes.registry import RECIPES, Recipe
+from openhunyuan.recipes.registry import RECIPES, SCALES, STAGES, Scale
+
+if TYPE_CHECKING:
+    from openhunyuan.train.estimate import Workload
 
 
 class TrainOptions(Record):
@@ -23,12 +27,35 @@ class TrainOptions(Record):
         "runs", description="Directory of the runs; a recipe finds what it needs in its siblings here."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
+    scale: Scale = Field("tiny", description="Stages: whose sizes are taken, the embedded model's or the report's.")
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="Stages: a run (name or directory) or a model (name or path) to start from; default: the run of the "
+        "stage's parent in --runs-dir.",
+    )
     data: str | None = Field(
         None,
-        description="For tiny-video: train the embedded model further on the latents of this folder "
-        "(openhunyuan encode), instead of the recipe's own data.",
+        description="Folder that is trained on: of encoded latents (openhunyuan encode), for the VAE of curated clips. "
+        "Default: the recipe's own data, the synthetic world. Of the embedded model's recipes only tiny-video takes one.",
     )
-    steps: int = Field(300, ge=1, description="With --data: training steps.")
+    name: str | None = Field(None, description="Stages: the run's directory in --runs-dir; default: the stage's name.")
+    steps: int | None = Field(
+        None, ge=1, description="Training steps; default: the stage's own, and 300 for tiny-video with --data."
+    )
+    text_model: str | None = Field(
+        None, description="flow-image-256: model whose text encoders captions go through; default at tiny: tiny."
+    )
+    clips: int = Field(
+        256, ge=1, description="Stages at tiny scale without --data: scenes of the world in each bucket."
+    )
+    perceptual: str | None = Field(
+        None,
+        description="Stages of the VAE: lpips:VGG16_FILE,LINEAR_FILE, clip:FOLDER, or none; default at tiny: none.",
+    )
+    stored_texts: bool = Field(
+        False, description="Stages on latents: train on the texts as encoded, not on texts assembled in every epoch."
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
     dry_run: bool = Field(
         False, description="Print parameters, operations, tokens, memory and time of the recipe, and start nothing."
@@ -38,16 +65,30 @@ class TrainOptions(Record):
         0.25,
         gt=0,
         le=1,
-        description="--dry-run: share of the measured matrix speed that training is taken to reach.",
+        description="--dry-run: share of the matrix speed that training is taken to reach.",
     )
+    tflops: float | None = Field(
+        None, gt=0, description="--dry-run: matrix speed of all devices together; default: measured on this one."
+    )
+
+
+STAGE_OPTIONS = ("scale", "from_", "name", "text_model", "clips", "perceptual", "stored_texts")
+"""What the embedded model's recipes do not take."""
 
 
 def usage() -> str:
     """The recipes and their options."""
-    lines = [f"  {name:<11}  {recipe.makes}" for name, recipe in RECIPES.items()]
-    return "\n".join(
-        ["usage: openhunyuan train RECIPE [OPTIONS]", "", "recipes, in the order they need each other:", *lines]
-    )
+    lines = ["usage: openhunyuan train RECIPE [OPTIONS]", "", "the report's stages, in order; each starts from a run:"]
+    for name, stage in STAGES.items():
+        start = f"from {stage.parent}" if stage.parent else "from nothing"
+        lines += [f"  {name:<22}  {stage.makes}", f"  {'':<22}  {start}; reads {stage.reads}"]
+    lines += ["", "at three scales (--scale):"]
+    lines += [f"  {name:<22}  {what}" for name, what in SCALES.items()]
+    lines += ["", "the embedded model's recipes, in the order they need each other:"]
+    for name, recipe in RECIPES.items():
+        needs = f"; needs {', '.join(recipe.needs)}" if recipe.needs else ""
+        lines.append(f"  {name:<22}  {recipe.makes}{needs}")
+    return "\n".join(lines)
 
 
 def run(args: Sequence[str]) -> int:
@@ -57,12 +98,16 @@ def run(args: Sequence[str]) -> int:
         print("\nOptions of a recipe: openhunyuan train RECIPE --help")
         return 0
     name = args[0]
-    if name not in RECIPES:
-        raise UserError(unknown("recipe", name, RECIPES))
+    if name not in RECIPES and name not in STAGES:
+        raise UserError(unknown("recipe", name, [*RECIPES, *STAGES]))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
-    recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
+    runs_dir = Path(options.runs_dir)
+    if name in STAGES:
+        return _stage(name, options, runs_dir)
+    recipe = RECIPES[name]
+    _refuse_stage_options(name, options)
     if options.dry_run:
-        return _dry_run(recipe, options)
+        return _dry_run(importlib.import_module(recipe.module).workloads, options)
     if options.report:
         return _report(runs_dir / name)
     if options.data is not None:
@@ -92,7 +137,51 @@ def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path)
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    print(own_data.train(data, runs_dir, options.steps, pick_device(options.device)))
+    print(own_data.train(data, runs_dir, options.steps or 300, pick_device(options.device)))
+    return 0
+
+
+def _refuse_stage_options(name: str, options: TrainOptions) -> None:
+    given = [field for field in STAGE_OPTIONS if getattr(options, field) != TrainOptions.model_fields[field].default]
+    if given:
+        option = given[0].strip("_").replace("_", "-")
+        raise UserError(f"{name} is a recipe of the embedded model and takes no --{option}; the stages do.")
+
+
+def _stage(name: str, options: TrainOptions, runs_dir: Path) -> int:
+    """Run a stage of the report, count it, or write its page."""
+    if options.report:
+        return _report(runs_dir / (options.name or name))
+    data = Path(options.data) if options.data else None
+    if options.name is not None and (not options.name or Path(options.name).name != options.name):
+        raise UserError(f"--name is '{options.name}', but it must be the name of a directory, without a path.")
+    if data is not None and not data.is_dir():
+        raise UserError(f"The folder {data} of --data does not exist.")
+    if not options.dry_run:
+        check_folder(runs_dir)
+    import torch
+
+    from openhunyuan.recipes import run_stage
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    chosen = run_stage.Options(
+        options.scale,
+        options.from_,
+        data,
+        options.text_model,
+        options.steps,
+        options.clips,
+        options.perceptual,
+        options.stored_texts,
+        options.name,
+        pick_device(options.device),
+    )
+    if options.dry_run:
+        from openhunyuan.recipes.stage_costs import workloads
+
+        return _dry_run(lambda: workloads(name, chosen), options)
+    print(run_stage.train(name, runs_dir, chosen))
     return 0
 
 
@@ -108,7 +197,7 @@ def _report(folder: Path) -> int:
     return 0
 
 
-def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
+def _dry_run(workloads: Callable[[], list[Workload]], options: TrainOptions) -> int:
     """Count the recipe's runs; the device's speed is measured for a moment, nothing is written."""
     import torch
 
@@ -118,8 +207,12 @@ def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
-    speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
-    source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
-    for workload in importlib.import_module(recipe.module).workloads():
+    if options.tflops:
+        speed = 1e12 * options.utilization * options.tflops
+        source = f"{options.utilization:.0%} of {options.tflops:g} TFLOP/s"
+    else:
+        speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
+        source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
+    for workload in workloads():
         print("\n".join(estimate(workload).lines(speed, source)))
     return 0

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from openhunyuan.train.config import BatchShape, OptimizerConfig, TrainConfig
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 
 BACKWARD = 2
 """A backward pass costs about two forwards: one product each for the inputs' and the weights' gradients."""
@@ -29,6 +30,9 @@ class Workload:
     modules: on the meta device, the trained model first; what is frozen (a teacher) has no trained parameters.
     forward: makes the inputs of a shape on the meta device and runs what one step runs of the trained modules.
     tokens: of one sample of a shape, as the model reads it. optimizers: where a module has its own.
+    count: (operations of a forward, bytes kept for the backward pass) of a shape, instead of running it.
+    micro_batches: how many of each shape a stage runs; None: each of its steps is one.
+    without_gradient: forwards of the model a step runs besides, of a teacher or of itself.
     """
 
     config: TrainConfig
@@ -37,12 +41,15 @@ class Workload:
     tokens: Callable[[BatchShape], int]
     optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)
     note: str = ""
+    count: Callable[[BatchShape], tuple[int, int]] | None = None
+    micro_batches: Callable[[Stage], Mapping[BatchShape, int]] | None = None
+    without_gradient: int = 0
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """All steps of one batch shape in one stage. flops: forward and backward of all of them; activations: bytes kept
-    for one backward pass."""
+    """All steps, or micro-batches, of one batch shape in one stage. flops: forward and backward of all of them;
+    activations: bytes kept for one backward pass."""
 
     stage: str
     shape: BatchShape
@@ -58,6 +65,7 @@ class Estimate:
     """The costs of a run. Sizes in bytes; ``state`` is weights, gradients, optimizer states and average."""
 
     name: str
+    steps: int
     parameters: Mapping[str, tuple[int, int]]
     """module → (all parameters, trained ones)"""
     stages: tuple[StageCost, ...]
@@ -65,6 +73,8 @@ class Estimate:
     checkpoints: int
     """on the disk, all that are kept and the one being written"""
     note: str
+    unit: str = "steps"
+    """what a stage's line counts"""
 
     @property
     def flops(self) -> int:
@@ -95,12 +105,12 @@ class Estimate:
             shape = cost.shape
             size = f"{shape.batch_size} x {shape.num_frames}x{shape.height}x{shape.width}"
             lines.append(
-                f"stage       {cost.stage}: {cost.steps} steps of {size}, {cost.tokens:,} tokens, "
+                f"stage       {cost.stage}: {cost.steps} {self.unit} of {size}, {cost.tokens:,} tokens, "
                 f"{in_words(cost.flops, 'FLOP')}, {in_words(cost.activations, 'B')} kept for the backward pass"
             )
-        steps, total = sum(cost.steps for cost in self.stages), in_words(self.flops, "FLOP")
+        total = in_words(self.flops, "FLOP")
         lines += [
-            f"in all      {steps:,} steps, {self.samples:,} samples, {self.tokens:,} tokens, {total}",
+            f"in all      {self.steps:,} steps, {self.samples:,} samples, {self.tokens:,} tokens, {total}",
             f"memory      {in_words(self.memory, 'B')}: {in_words(self.state, 'B')} of weights, gradients, optimizer "
             f"and average, {in_words(self.memory - self.state, 'B')} of activations in the largest step (fp32)",
             f"disk        {in_words(self.checkpoints, 'B')} of checkpoints",
@@ -116,18 +126,25 @@ def estimate(workload: Workload) -> Estimate:
     held: dict[BatchShape, tuple[int, int]] = {}
     stages = []
     for stage in config.stages:
-        steps: dict[BatchShape, int] = {}
-        for place in range(stage.steps):
-            shape = stage.shape_at(place)
-            steps[shape] = steps.get(shape, 0) + 1
+        if workload.micro_batches:
+            steps = workload.micro_batches(stage)
+        else:
+            # In whole rounds every shape comes ``share`` times; the last round is counted as it is.
+            rounds, rest = divmod(stage.steps, sum(shape.share for shape in stage.shapes))
+            steps = {shape: rounds * shape.share for shape in stage.shapes if rounds}
+            for place in range(rest):
+                shape = stage.shape_at(place)
+                steps[shape] = steps.get(shape, 0) + 1
         for shape, count in steps.items():
             key = shape.model_copy(update={"share": 1})
             if key not in held:
-                held[key] = count_forward(lambda shape=shape: workload.forward(shape), workload.modules.values())
+                run = partial(count_forward, partial(workload.forward, shape), tuple(workload.modules.values()))
+                held[key] = workload.count(shape) if workload.count else run()
             flops, kept = held[key]
             samples = count * shape.batch_size
             tokens = samples * workload.tokens(shape)
-            stages.append(StageCost(stage.name, shape, count, samples, tokens, count * (1 + BACKWARD) * flops, kept))
+            passes = 1 + BACKWARD + workload.without_gradient
+            stages.append(StageCost(stage.name, shape, count, samples, tokens, count * passes * flops, kept))
     state, saved = 0, 0
     parameters = {}
     for number, (name, module) in enumerate(workload.modules.items()):
@@ -138,7 +155,9 @@ def estimate(workload: Workload) -> Estimate:
         state += weights + sum(p.numel() * p.element_size() for p in trained) + optimizer + average
         saved += (weights + optimizer + average) if trained else 0
         parameters[name] = (sum(p.numel() for p in every), sum(p.numel() for p in trained))
-    return Estimate(config.name, parameters, tuple(stages), state, saved * (config.keep_checkpoints + 1), workload.note)
+    disk = saved * (config.keep_checkpoints + 1)
+    unit = "micro-batches" if workload.micro_batches else "steps"
+    return Estimate(config.name, config.total_steps, parameters, tuple(stages), state, disk, workload.note, unit)
 
 
 def _optimizer_numbers(module: nn.Module, config: OptimizerConfig) -> int:
