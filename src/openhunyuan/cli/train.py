@@ -31,13 +31,13 @@ class TrainOptions(Record):
     from_: str | None = Field(
         None,
         alias="from",
-        description="Stages: a run (name or directory) or a model (name or path) to start from; default: the run of the "
-        "stage's parent in --runs-dir.",
+        description="Stages: a run (name or directory) or a model (name or path) to start from; default: the run of "
+        "the stage's parent in --runs-dir.",
     )
     data: str | None = Field(
         None,
-        description="Folder that is trained on: of encoded latents (openhunyuan encode), for the VAE of curated clips. "
-        "Default: the recipe's own data, the synthetic world. Of the embedded model's recipes only tiny-video takes one.",
+        description="Folder that is trained on: encoded latents (openhunyuan encode), for the VAE curated clips. "
+        "Default: the synthetic world. Of the embedded model's recipes only tiny-video takes one.",
     )
     name: str | None = Field(None, description="Stages: the run's directory in --runs-dir; default: the stage's name.")
     steps: int | None = Field(

@@ -163,7 +163,8 @@ class BatchPlan:
                 self.buckets.append(bucket)
         if not self.buckets:
             reasons = "; ".join(f"{reason} ({count})" for reason, count in self.refused.items())
-            raise UserError(f"No sample can be trained on: {reasons or 'there are none'}.")
+            known = ", ".join(str(LatentSize(*shape).video) for shape in largest)
+            raise UserError(f"No sample can be trained on: {reasons or 'there are none'}; the buckets are {known}.")
         kinds = [[b for b in self.buckets if b.is_image is image] for image in (True, False)]
         if images_to_videos is None:
             images_to_videos = (sum(len(b.samples) for b in kinds[0]), sum(len(b.samples) for b in kinds[1]))

@@ -1,8 +1,8 @@
 """What a run starts from: a parent run's newest checkpoint, or a model. Checked before anything is made, recorded in
 ``run.json``, and compared when the run is started again.
 
-A run keeps two facts for those after it: where the text encoders and the VAE are (``base``), and the transformer's sizes
-(``dit``). Weights are the averaged ones of the checkpoint; every file of it is verified by its checksum.
+A run keeps for those after it where the text encoders and the VAE are (``base``), its transformer's sizes (``dit``) and
+how pictures come in. Weights are the averaged ones of the checkpoint, whose files are verified by their checksums.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import read_json
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.layout import ImageCondition
 from openhunyuan.models.zoo import component_files, file_sha256, find_model
 from openhunyuan.recipes.registry import STAGES
 from openhunyuan.train import checkpoint
@@ -61,7 +62,7 @@ class Origin:
     checkpoint: Path | None = None
     model: str | None = None
     dit: DiTConfig | None = None
-    condition: str | None = None
+    condition: ImageCondition | None = None
     image_share: float = 0.0
 
     def weights(self) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ NOTHING = Origin({"from": None})
 
 
 def find_origin(recipe: str, source: str | None, runs_dir: Path) -> Origin:
-    """The parent of a recipe's run: its own one below ``runs_dir``, or ``source``, a run's name or directory or a model.
+    """What a recipe's run starts from: its parent's run below ``runs_dir``, or ``source``: another run, or a model.
 
     Raises:
         UserError: it is missing, not finished, damaged, or neither a run of these recipes nor a model.

@@ -37,7 +37,7 @@ from openhunyuan.recipes.registry import SCALES, Scale
 from openhunyuan.recipes.scales import SIZES, Sizes
 from openhunyuan.recipes.stage_data import data_record, encode_buckets, read_buckets, read_latents
 from openhunyuan.recipes.stages import STAGES, LatentRecipe, Made, VaeRecipe, shortened
-from openhunyuan.recipes.tiny_flow import render_samples
+from openhunyuan.recipes.tiny_flow import CPU, render_samples
 from openhunyuan.recipes.tiny_vae import fitted_vae
 from openhunyuan.recipes.world_source import WorldClips, heldout_clips
 from openhunyuan.train.config import BatchShape
@@ -52,6 +52,8 @@ from openhunyuan.train.tasks.preserve import PreservingFlowTask
 from openhunyuan.train.tasks.steps import StepsConfig, StepsTask
 
 LORA_FILE = "lora.safetensors"
+STATISTICS = 64
+"""Batches of which the latents' mean and spread are taken, at most."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Options:
     perceptual: str | None = None
     stored_texts: bool = False
     name: str | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def recipe(self, stage: str) -> Made:
         """The stage's config at the scale, shortened if asked."""
@@ -141,8 +143,11 @@ def _train_vae(stage: str, recipe: VaeRecipe, origin: Origin, run_dir: Path, opt
     trainer.run()
     vae = vae.cpu()
     last = config.stages[-1]
-    clips = [source.batch(config.total_steps + i, last, last.shapes[i % len(last.shapes)])["video"] for i in range(16)]
-    fold_normalisation(vae, *channel_statistics(vae, [clip for batch in clips for clip in batch.split(1)]))
+    if vae.config.scaling_factor == 1.0:  # a published VAE keeps the scale that its config has
+        numbers = range(max(2, min(STATISTICS, options.clips)))
+        seen = [source.batch(config.total_steps + i, last, last.shapes[i % len(last.shapes)]) for i in numbers]
+        clips = [clip for batch in seen for clip in batch["video"].split(1)]
+        fold_normalisation(vae, *channel_statistics(vae, clips))
     save_vae(run_dir / "vae", vae, torch.float16)
     return run_dir
 
@@ -167,7 +172,9 @@ def _vae_start(stage: str, recipe: VaeRecipe, origin: Origin, sizes: Sizes, opti
         return vae
     if origin.checkpoint is None:
         fitted = recipe.linear_pyramid
-        return fitted_vae(sizes.vae, recipe.train.seed, min(40, options.clips)) if fitted else CausalVAE(sizes.vae)
+        return (
+            fitted_vae(sizes.vae, recipe.train.seed, max(8, min(40, options.clips))) if fitted else CausalVAE(sizes.vae)
+        )
     with torch.device("meta"):
         vae = CausalVAE(sizes.vae)
     check_network(origin, vae, stage, options.scale)
@@ -379,7 +386,7 @@ class _LatentRun:
         task = self.recipe.task
         return task.image_share if self.recipe.condition and isinstance(task, FlowConfig) else self._inherited_share()
 
-    def _spec_condition(self) -> str | None:
+    def _spec_condition(self) -> ImageCondition | None:
         return self.recipe.condition or self.origin.condition
 
     # What is left.
@@ -406,7 +413,7 @@ class _LatentRun:
             spec.name,
             description=f"Stage {self.stage} at scale {self.options.scale}, from {self.origin.record['from']}.",
             licence=spec.licence,
-            image_condition_type=condition,  # pyright: ignore[reportArgumentType]  (checked when it was read)
+            image_condition_type=condition,
             image_optional=condition is not None and self._share() < 1,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -128,6 +129,7 @@ class Activations:
     text_tokens: int
 
     @classmethod
+    @cache
     def measure(cls, config: DiTConfig, text_tokens: int) -> Activations:
         """On the meta device: seconds, whatever the size."""
         measured = [_line(config, doubles, singles, text_tokens) for doubles, singles in ((0, 0), (1, 0), (0, 1))]

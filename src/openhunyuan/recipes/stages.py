@@ -140,7 +140,7 @@ def flow_image_256(scale: Scale) -> LatentRecipe:
     8,192 images of about 256 tokens."""
     sizes = SIZES[scale]
     stage = _stage("image-256", _by(scale, 1500, 100_000, 350_000), sizes.shapes(sizes.low, 1))
-    return _flow("flow-image-256", scale, stage, _by(scale, 64, 2048, 8192), (1, 0), _by(scale, 1.0, 1.0, 1.0))
+    return _flow("flow-image-256", scale, stage, _by(scale, 64, 2048, 8192), (1, 0), 1.0)
 
 
 def flow_mix_256_512(scale: Scale) -> LatentRecipe:
@@ -228,16 +228,16 @@ def lora(scale: Scale) -> LatentRecipe:
     """A LoRA on whatever sizes the data holds. Layers, rank = alpha = 64, rate 1e-4 and warm-up as the official
     image-to-video training (release fact F); at tiny scale rank 8 and 1e-3 (ours).
 
-    It starts from guidance-distilled weights, not from step-distilled ones: the plain loss would undo few steps. What it
-    makes is used on either."""
+    It starts from guidance-distilled weights, not from step-distilled ones, whose few steps the loss would undo. What
+    it makes is used on either."""
     sizes = SIZES[scale]
     stage = _stage("lora", _by(scale, 300, 1_000, 1_000), sizes.shapes(sizes.high, *sizes.long))
-    recipe = _flow("lora", scale, stage, _by(scale, 8, 8, 8), None, 1.0)
+    recipe = _flow("lora", scale, stage, 8, None, 1.0)
     rank = _by(scale, 8, 64, 64)
     optimizer = OptimizerConfig(
         lr=_by(scale, 1e-3, 1e-4, 1e-4), warmup_steps=_by(scale, 20, 100, 100), schedule="constant"
     )
-    train = recipe.train.model_copy(update={"optimizer": optimizer, "ema_decay": _by(scale, 0.99, 0.99, 0.99)})
+    train = recipe.train.model_copy(update={"optimizer": optimizer, "ema_decay": 0.99})
     return recipe.model_copy(update={"train": train, "lora": LoraSize(rank=rank, alpha=float(rank))})
 
 

@@ -5,8 +5,8 @@ alone, or told a fixed scale, they forget what the scales mean. So a scale w is 
 
     noise − data  +  base(w) − base(1),
 
-the data's velocity moved by what guidance adds in the weights as they were. At w = 1 this is the plain loss. Text is not
-dropped: one pass needs no empty prompt. The method is ours.
+the data's velocity moved by what guidance adds in the weights as they were. At w = 1 this is the plain loss. Text is
+not dropped: one pass needs no empty prompt. The method is ours.
 """
 
 from __future__ import annotations
