@@ -186,7 +186,7 @@ def test_the_vae_goes_on_from_its_parent(micro_scale, micro_model_folder: Path, 
     assert go("vae", tmp_path, "--from", str(micro_model_folder)) == 0
     assert go("vae-tiling", tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "vae-tiling" / "metrics.jsonl").read_text().splitlines()]
-    assert "seam_video" in lines[-1] or any("val/seam_video" in line for line in lines)
+    assert any("val/seam_video" in line for line in lines)
     assert run_json(tmp_path, "vae-tiling")["lineage"]["from"] == "vae"
 
 
@@ -234,7 +234,7 @@ def test_parents_that_cannot_be_used(chain: Path, micro_model_folder: Path, tmp_
     assert "starts from a run of flow-image-256, but there is none" in attempt("flow-mix-256-512")
     assert "made a LoRA, which nothing can start from" in attempt("lora", "--from", str(chain / "lora"))
     assert "33 input channels" in attempt("flow-sft", "--from", str(chain / "image-to-video-concat"))
-    assert "embedder already" in attempt("distill-guidance", "--from", str(chain / "distill-guidance"))
+    assert "guidance in one pass already" in attempt("distill-guidance", "--from", str(chain / "distill-guidance"))
     half = tmp_path / "half"
     shutil.copytree(chain / "flow-image-256", half)
     (newest,) = (half / "checkpoints").glob("step_00000002")

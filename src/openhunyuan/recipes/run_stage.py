@@ -171,10 +171,9 @@ def _vae_start(stage: str, recipe: VaeRecipe, origin: Origin, sizes: Sizes, opti
             raise UserError(f"The VAE of {origin.model} is not the one of scale {options.scale}; choose its --scale.")
         return vae
     if origin.checkpoint is None:
-        fitted = recipe.linear_pyramid
-        return (
-            fitted_vae(sizes.vae, recipe.train.seed, max(8, min(40, options.clips))) if fitted else CausalVAE(sizes.vae)
-        )
+        if not recipe.linear_pyramid:
+            return CausalVAE(sizes.vae)
+        return fitted_vae(sizes.vae, recipe.train.seed, max(8, min(40, options.clips)))
     with torch.device("meta"):
         vae = CausalVAE(sizes.vae)
     check_network(origin, vae, stage, options.scale)
@@ -198,7 +197,8 @@ class _LatentRun:
         self.held = self._held()
         self.base = self._base()
         self.model = self._open()
-        self.condition: ImageCondition = self._condition()
+        self.inherited = origin.condition if self.held else None
+        self.condition: ImageCondition = self._spec_condition() or "token_replace"
 
     # What it starts from.
 
@@ -214,7 +214,13 @@ class _LatentRun:
             if self.origin.dit is None:
                 raise UserError(f"{self.origin.folder} has no transformer that a LoRA could change; give a model.")
             return self.origin.dit
-        return check_sizes(self.origin, self.sizes.dit, self.stage, self.options.scale)
+        held = check_sizes(self.origin, self.sizes.dit, self.stage, self.options.scale)
+        if held.guidance_embed and isinstance(self.recipe.task, GuidanceConfig):
+            raise UserError(
+                f"{self.stage} starts from weights that need two passes, but those of {self.origin.record['from']} have "
+                "guidance in one pass already; name another run or model with --from."
+            )
+        return held
 
     def _base(self) -> Base:
         base, text = self.origin.base, self.options.text_model
@@ -230,12 +236,6 @@ class _LatentRun:
     def _open(self) -> LoadedModel:
         model = open_model(self.base.text, self.options.device if self.options.device.type == "cuda" else "cpu")
         return model.with_vae(self.base.vae) if self.base.vae else model
-
-    def _condition(self) -> ImageCondition:
-        """How given frames come in: as the recipe says, else as the parent's do."""
-        return self.recipe.condition or (
-            "latent_concat" if self.origin.condition == "latent_concat" else "token_replace"
-        )
 
     def _parent_dit(self) -> DiT:
         assert self.held is not None
@@ -285,11 +285,15 @@ class _LatentRun:
         datasets, validation, data = self._data()
         self.recipe = recipe = self._as_the_data(datasets)
         config = recipe.train.model_copy(update={"name": self.options.name or recipe.train.name})
-        text = self.model.text
-        cost_of = self.held or self.sizes.dit
+        text, sizes = self.model.text, self.held or self.sizes.dit
+        if (text.states_width, text.pooled_width) != (sizes.text_dim, sizes.pooled_dim):
+            raise UserError(
+                f"The text encoders of {self.base.text} are {text.states_width} and {text.pooled_width} wide, but the "
+                f"transformer reads {sizes.text_dim} and {sizes.pooled_dim}; choose another --text-model or --scale."
+            )
         source = PlannedBatches(
             datasets,
-            CostModel.flops(cost_of, self.sizes.text_tokens),
+            CostModel.flops(sizes, self.sizes.text_tokens),
             recipe.global_batch,
             recipe.images_to_videos,
             seed=config.seed,
@@ -379,7 +383,7 @@ class _LatentRun:
 
     def _inherited_share(self) -> float:
         """In how many steps first frames are given: weights that read pictures must not forget it."""
-        return self.origin.image_share if self.origin.condition else 0.0
+        return self.origin.image_share if self.inherited else 0.0
 
     def _share(self) -> float:
         """In how many steps first frames are given in this run."""
@@ -387,7 +391,8 @@ class _LatentRun:
         return task.image_share if self.recipe.condition and isinstance(task, FlowConfig) else self._inherited_share()
 
     def _spec_condition(self) -> ImageCondition | None:
-        return self.recipe.condition or self.origin.condition
+        """How given frames come in: as the recipe says, else as the parent's do."""
+        return self.recipe.condition or self.inherited
 
     # What is left.
 
