@@ -216,9 +216,10 @@ class _LatentRun:
             return self.origin.dit
         held = check_sizes(self.origin, self.sizes.dit, self.stage, self.options.scale)
         if held.guidance_embed and isinstance(self.recipe.task, GuidanceConfig):
+            source = self.origin.record["from"]
             raise UserError(
-                f"{self.stage} starts from weights that need two passes, but those of {self.origin.record['from']} have "
-                "guidance in one pass already; name another run or model with --from."
+                f"{self.stage} starts from weights that need two passes, but {source} has guidance in one pass already; "
+                "name another run or model with --from."
             )
         return held
 
