@@ -122,7 +122,7 @@ def test_a_shortened_recipe_keeps_every_stage_and_starts_late_terms_in_proportio
     assert short.loss.adversarial_start == 1 and short.train.sample_every == 0
 
 
-@pytest.mark.parametrize("stage", ["flow-mix-256-512", "flow-video-high-long", "lora"])
+@pytest.mark.parametrize("stage", ["flow-video-high-long", "lora"])
 def test_costs_of_the_13b_are_counted_without_computing(stage: str):
     (workload,) = workloads(stage, Options("paper"))
     cost = estimate(workload)

@@ -218,8 +218,8 @@ class _LatentRun:
         if held.guidance_embed and isinstance(self.recipe.task, GuidanceConfig):
             source = self.origin.record["from"]
             raise UserError(
-                f"{self.stage} starts from weights that need two passes, but {source} has guidance in one pass already; "
-                "name another run or model with --from."
+                f"{self.stage} starts from weights that need two passes, but {source} has guidance in one pass "
+                "already; name another run or model with --from."
             )
         return held
 
