@@ -38,7 +38,9 @@ MICRO = replace(
     short=(5,),
     long=(9,),
     vae_curriculum=((5, 16), (9, 32)),
-    tiles=TileSizes(tile_size=16, tile_stride=8, tile_frames=4, tile_frame_stride=4),
+    tiles=TileSizes(tile_size=24, tile_stride=16, tile_frames=8, tile_frame_stride=4),
+    pixels=2 * 9 * 32 * 32,
+    autocast="none",
 )  # fmt: skip
 
 

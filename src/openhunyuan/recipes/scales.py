@@ -35,6 +35,7 @@ class Sizes:
         short, long: frames of the duration buckets.
         vae_curriculum: (frames, side) of the VAE's stages; the last are those of the tiling fine-tune.
         tiles: of the tiling fine-tune; smaller than its clips, so that there are seams.
+        pixels: of the VAE's batch of clips, at most, where one has no more.
         tokens: of one micro-batch, at most; a sample that has more is a micro-batch of its own.
         text_tokens: of a text, for the cost model and the estimate.
         fps: of what the models make.
@@ -51,10 +52,11 @@ class Sizes:
     long: tuple[int, ...]
     vae_curriculum: tuple[tuple[int, int], ...]
     tiles: TileSizes
+    pixels: int
     tokens: int
     text_tokens: int
     fps: float
-    autocast: Literal["bfloat16", "auto"]
+    autocast: Literal["none", "bfloat16", "auto"]
     recompute: bool
 
     def shapes(self, side: int, *lengths: int) -> tuple[BatchShape, ...]:
@@ -88,6 +90,7 @@ SIZES: dict[Scale, Sizes] = {
         long=(17, 33),
         vae_curriculum=((9, 32), (17, 64), (33, 64)),
         tiles=TileSizes(tile_size=32, tile_stride=24, tile_frames=16, tile_frame_stride=12),
+        pixels=2 * 17 * 64 * 64,
         tokens=4096,
         text_tokens=48,
         fps=12.0,
@@ -104,6 +107,7 @@ SIZES: dict[Scale, Sizes] = {
         long=(33, 65),
         vae_curriculum=((17, 128), (17, 256), (65, 256), (65, 512)),
         tiles=TileSizes(),
+        pixels=65 * 512 * 512,
         tokens=32_768,
         text_tokens=256,
         fps=24.0,
@@ -120,6 +124,7 @@ SIZES: dict[Scale, Sizes] = {
         long=(65, 129),
         vae_curriculum=((17, 128), (17, 256), (65, 256), (65, 512)),
         tiles=TileSizes(),
+        pixels=65 * 512 * 512,
         tokens=32_768,
         text_tokens=256,
         fps=24.0,

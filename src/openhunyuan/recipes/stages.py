@@ -118,8 +118,7 @@ def vae_tiling(scale: Scale) -> VaeRecipe:
 
 def _clips(scale: Scale, frames: int, side: int, steps: int) -> Stage:
     """Clips and images of one size, four steps to one."""
-    pixels = _by(scale, 2 * 17 * 64 * 64, 65 * 512 * 512, 65 * 512 * 512)
-    batch = max(1, min(16, pixels // (frames * side * side)))
+    batch = max(1, min(16, SIZES[scale].pixels // (frames * side * side)))
     return Stage(
         name=f"{side}x{frames}",
         steps=steps,
