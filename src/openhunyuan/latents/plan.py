@@ -8,6 +8,7 @@ least to do by the cost model. A process's samples of one bucket become micro-ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -265,7 +266,7 @@ class _Scales:
     def __init__(self, buckets: Sequence[Bucket], scales: Sequence[tuple[int, int]]) -> None:
         def distance(bucket: Bucket, side: int) -> float:
             size = LatentSize(*bucket.shape).video
-            return abs(np.log(size.height * size.width / side**2))
+            return abs(math.log(size.height * size.width / side**2))
 
         held: list[list[Bucket]] = [[] for _ in scales]
         for bucket in buckets:

@@ -43,7 +43,7 @@ def workloads(stage: str, options: Options) -> list[Workload]:
             Adapters(changed).add("lora", made, trainable=True)
             trained = {name: p for name, p in changed.named_parameters() if p.requires_grad}
             modules = {"lora": Updates(trained), "model": modules["model"].requires_grad_(False)}
-    kept = Activations.measure(config, sizes.text_tokens)
+    kept = measure_activations(config, sizes.text_tokens)
 
     def tokens(shape: BatchShape) -> int:
         return _latent(shape).tokens(config.patch_size)
@@ -128,15 +128,6 @@ class Activations:
     single: tuple[float, float]
     text_tokens: int
 
-    @classmethod
-    @cache
-    def measure(cls, config: DiTConfig, text_tokens: int) -> Activations:
-        """On the meta device: seconds, whatever the size."""
-        measured = [_line(config, doubles, singles, text_tokens) for doubles, singles in ((0, 0), (1, 0), (0, 1))]
-        outside = measured[0]
-        double, single = ((one[0] - outside[0], one[1] - outside[1]) for one in measured[1:])
-        return cls(outside, double, single, text_tokens)
-
     def bytes(self, config: DiTConfig, tokens: int, samples: int, recompute: bool) -> int:
         """Of a micro-batch; with recomputation the blocks' inputs, and one block at a time."""
         outside, double, single = (
@@ -149,6 +140,15 @@ class Activations:
         else:
             inside = config.num_double_blocks * double + config.num_single_blocks * single
         return round(samples * (outside + inside))
+
+
+@cache
+def measure_activations(config: DiTConfig, text_tokens: int) -> Activations:
+    """On the meta device: seconds, whatever the size."""
+    measured = [_line(config, doubles, singles, text_tokens) for doubles, singles in ((0, 0), (1, 0), (0, 1))]
+    outside = measured[0]
+    double, single = ((one[0] - outside[0], one[1] - outside[1]) for one in measured[1:])
+    return Activations(outside, double, single, text_tokens)
 
 
 def _line(config: DiTConfig, doubles: int, singles: int, text_tokens: int) -> tuple[float, float]:

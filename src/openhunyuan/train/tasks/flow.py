@@ -169,7 +169,7 @@ class FlowTask:
         trained of the transformer, where that is not all of it (a LoRA's parameters)."""
         self.config, self.dit, self.empty = config, dit, empty
         self.validation, self.render, self.condition = validation, render, condition
-        self.trained = trained or dit
+        self.trained = dit if trained is None else trained
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.trained}
