@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench reproduce-embedded clean
+.PHONY: help demo test lint bench train-smoke reproduce-embedded clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test                lint, types, import contracts, tests"
 	@echo "make lint                lint, types and import contracts only"
 	@echo "make bench               our networks against diffusers, on this CPU"
+	@echo "make train-smoke         every stage of the report for two steps, chained, ending in a video"
 	@echo "make reproduce-embedded  train the embedded model again from nothing (docs/results/embedded-model.md)"
 	@echo "make clean               remove $(VENV)"
 
@@ -66,6 +67,9 @@ test: lint
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.dit
 	$(BIN)/python -m benchmarks.vae
+
+train-smoke: $(VENV)/.dev
+	$(BIN)/python -m tools.train_smoke
 
 # Each recipe resumes where its directory stands; the last one leaves the complete model in runs/tiny-video-finish/model.
 reproduce-embedded: $(VENV)/.dev

@@ -52,6 +52,20 @@ def test_every_batch_is_mixed():
         assert {SHORT, LONG} <= held and held & {IMAGE, WIDE}
 
 
+def test_every_batch_holds_images_of_both_scales_in_their_ratio():
+    large = (1, 16, 16)
+    shapes, largest = [*SHAPES, *[large] * 3], LARGEST | {large: 1}
+    made = BatchPlan(shapes, largest, COST, 20, images_to_videos=(3, 2), image_scales=((64, 2), (128, 1)))
+    for number in range(20):
+        step = made.step(number)
+        images = [shapes[sample] for sample, _ in keys(step) if shapes[sample][0] == 1]
+        assert len(images) == 12 and images.count(large) == 4 and set(images) > {large}
+        assert all(len(micro.keys) == 1 for rank in step.ranks for micro in rank if micro.bucket.shape == large)
+    assert "images at 128 pixels: 1 of 3 parts" in made.report(steps=2)
+    with pytest.raises(UserError, match="Every batch needs images of about 128x128 pixels; there are none"):
+        BatchPlan(SHAPES, LARGEST, COST, 20, images_to_videos=(1, 4), image_scales=((64, 1), (128, 1)))
+
+
 def test_costs_are_nearly_equal_where_a_bucket_at_random_for_each_process_is_not():
     made = plan(world_size=4, global_batch=40)
     imbalance = [made.step(number).imbalance for number in range(50)]
@@ -85,7 +99,9 @@ def test_nothing_is_left_out_without_a_word():
 
 
 def test_what_cannot_be_planned_is_one_sentence():
-    with pytest.raises(UserError, match=r"No sample can be trained on: 9x64x64 lies in no bucket \(2\)"):
+    with pytest.raises(
+        UserError, match=r"No sample can be trained on: 9x64x64 lies in no bucket \(2\); the buckets are 33x64x64"
+    ):
         BatchPlan([SHORT] * 2, {LONG: 1}, COST, 4)
     with pytest.raises(UserError, match="needs images; there are none"):
         BatchPlan([SHORT] * 2, {SHORT: 1}, COST, 4, images_to_videos=(1, 4))

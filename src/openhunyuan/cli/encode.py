@@ -29,6 +29,9 @@ class EncodeOptions(Record):
 
     data: str = Field(description="A folder that `openhunyuan curate` and `openhunyuan caption` made.")
     model: str = Field("tiny", description="Model by name or folder: the one that will be trained.")
+    vae: str | None = Field(
+        None, description="Folder of another VAE, such as runs/vae-tiling/vae; default: the model's."
+    )
     output: str | None = Field(None, description="Folder of the latents; default: DATA/latents.")
     num_frames: int | None = Field(None, description="Frames of a sample, 4n+1; default: the model's.")
     height: int | None = Field(None, description="Height of a sample, a multiple of 16; default: the model's.")
@@ -61,6 +64,8 @@ def run(args: Sequence[str]) -> int:
     check_model(options.model)
     device = pick_device(options.device)
     model = load_model(options.model, device=device)
+    if options.vae:
+        model = model.with_vae(Path(options.vae))
     size, fps = _size(options, model)
 
     def prompt(clip: Clip) -> str:

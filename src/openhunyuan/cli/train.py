@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -16,8 +16,12 @@ from openhunyuan.base.require import require
 from openhunyuan.cli.parse import parse
 from openhunyuan.cli.watch import watch
 from openhunyuan.infer.output import check_folder
-from openhunyuan.recipes.registry import RECIPES, Recipe
+from openhunyuan.recipes.registry import RECIPES, SCALES, STAGES, Scale
 from openhunyuan.train.running import Running, run_with
+
+if TYPE_CHECKING:
+    from openhunyuan.recipes import run_stage
+    from openhunyuan.train.estimate import Workload
 
 
 class TrainOptions(Record):
@@ -27,12 +31,35 @@ class TrainOptions(Record):
         "runs", description="Directory of the runs; a recipe finds what it needs in its siblings here."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
+    scale: Scale = Field("tiny", description="Stages: whose sizes are taken, the embedded model's or the report's.")
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="Stages: a run (name or directory) or a model (name or path) to start from; default: the run of "
+        "the stage's parent in --runs-dir.",
+    )
     data: str | None = Field(
         None,
-        description="For tiny-video: train the embedded model further on the latents of this folder "
-        "(openhunyuan encode), instead of the recipe's own data.",
+        description="Folder that is trained on: encoded latents (openhunyuan encode), for the VAE curated clips. "
+        "Default: the synthetic world. Of the embedded model's recipes only tiny-video takes one.",
     )
-    steps: int = Field(300, ge=1, description="With --data: training steps.")
+    name: str | None = Field(None, description="Stages: the run's directory in --runs-dir; default: the stage's name.")
+    steps: int | None = Field(
+        None, ge=1, description="Training steps; default: the stage's own, and 300 for tiny-video with --data."
+    )
+    text_model: str | None = Field(
+        None, description="flow-image-256: model whose text encoders captions go through; default at tiny: tiny."
+    )
+    clips: int = Field(
+        256, ge=1, description="Stages at tiny scale without --data: scenes of the world in each bucket."
+    )
+    perceptual: str | None = Field(
+        None,
+        description="Stages of the VAE: lpips:VGG16_FILE,LINEAR_FILE, clip:FOLDER, or none; default at tiny: none.",
+    )
+    stored_texts: bool = Field(
+        False, description="Stages on latents: train on the texts as encoded, not on texts assembled in every epoch."
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
     dry_run: bool = Field(
         False, description="Print parameters, operations, tokens, memory and time of the recipe, and start nothing."
@@ -57,8 +84,15 @@ class TrainOptions(Record):
         0.25,
         gt=0,
         le=1,
-        description="--dry-run: share of the measured matrix speed that training is taken to reach.",
+        description="--dry-run: share of the matrix speed that training is taken to reach.",
     )
+    tflops: float | None = Field(
+        None, gt=0, description="--dry-run: matrix speed of all devices together; default: measured on this one."
+    )
+
+
+STAGE_OPTIONS = ("scale", "from_", "name", "text_model", "clips", "perceptual", "stored_texts")
+"""What the embedded model's recipes do not take."""
 
 
 _DRY_RUN = ("price_per_gpu_hour", "processes", "replicas", "recompute")
@@ -66,10 +100,17 @@ _DRY_RUN = ("price_per_gpu_hour", "processes", "replicas", "recompute")
 
 def usage() -> str:
     """The recipes and their options."""
-    lines = [f"  {name:<11}  {recipe.makes}" for name, recipe in RECIPES.items()]
-    return "\n".join(
-        ["usage: openhunyuan train RECIPE [OPTIONS]", "", "recipes, in the order they need each other:", *lines]
-    )
+    lines = ["usage: openhunyuan train RECIPE [OPTIONS]", "", "the report's stages, in order; each starts from a run:"]
+    for name, stage in STAGES.items():
+        start = f"from {stage.parent}" if stage.parent else "from nothing"
+        lines += [f"  {name:<22}  {stage.makes}", f"  {'':<22}  {start}; reads {stage.reads}"]
+    lines += ["", "at three scales (--scale):"]
+    lines += [f"  {name:<22}  {what}" for name, what in SCALES.items()]
+    lines += ["", "the embedded model's recipes, in the order they need each other:"]
+    for name, recipe in RECIPES.items():
+        needs = f"; needs {', '.join(recipe.needs)}" if recipe.needs else ""
+        lines.append(f"  {name:<22}  {recipe.makes}{needs}")
+    return "\n".join(lines)
 
 
 def run(args: Sequence[str]) -> int:
@@ -79,20 +120,27 @@ def run(args: Sequence[str]) -> int:
         print("\nOptions of a recipe: openhunyuan train RECIPE --help")
         return 0
     name = args[0]
-    if name not in RECIPES:
-        raise UserError(unknown("recipe", name, RECIPES))
+    if name not in RECIPES and name not in STAGES:
+        raise UserError(unknown("recipe", name, [*RECIPES, *STAGES]))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
-    recipe, runs_dir = RECIPES[name], Path(options.runs_dir)
+    runs_dir = Path(options.runs_dir)
     _only_in_a_dry_run(options)
+    if name in STAGES:
+        _check_stage_options(options)
+    else:
+        _refuse_stage_options(name, options)
+    folder = runs_dir / (options.name or name)
     if options.dry_run:
-        return _dry_run(recipe, options)
+        return _dry_run(lambda: _workloads(name, options), options)
     if options.report:
-        return _report(runs_dir / name)
+        return _report(folder)
     if options.watch:
-        return watch(_runs_in(runs_dir / name))
+        return watch(_runs_in(folder))
     for package in options.log:
         require(package, package)
     with run_with(Running(log=("tensorboard", *options.log))):
+        if name in STAGES:
+            return _stage(name, options, runs_dir)
         if options.data is not None:
             return _train_on_data(name, options, Path(options.data), runs_dir)
         return _train(name, options, runs_dir)
@@ -118,8 +166,8 @@ def _only_in_a_dry_run(options: TrainOptions) -> None:
     given = [name for name in _DRY_RUN if getattr(options, name) != TrainOptions.model_fields[name].default]
     if given and not options.dry_run:
         raise UserError(
-            f"--{given[0].replace('_', '-')} is for --dry-run; add that. A recipe trains in one process; how several "
-            "share a run of your own is said by torchrun and a Layout (docs/guides/train.md)."
+            f"--{given[0].replace('_', '-')} is for --dry-run; add that. How many processes share a run is said by "
+            "torchrun (docs/guides/train.md)."
         )
 
 
@@ -142,8 +190,61 @@ def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path)
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    print(own_data.train(data, runs_dir, options.steps, pick_device(options.device)))
+    print(own_data.train(data, runs_dir, options.steps or 300, pick_device(options.device)))
     return 0
+
+
+def _refuse_stage_options(name: str, options: TrainOptions) -> None:
+    given = [field for field in STAGE_OPTIONS if getattr(options, field) != TrainOptions.model_fields[field].default]
+    if given:
+        option = given[0].strip("_").replace("_", "-")
+        raise UserError(f"{name} is a recipe of the embedded model and takes no --{option}; the stages do.")
+
+
+def _check_stage_options(options: TrainOptions) -> None:
+    if options.name is not None and (not options.name or Path(options.name).name != options.name):
+        raise UserError(f"--name is '{options.name}', but it must be the name of a directory, without a path.")
+    if options.data and not Path(options.data).is_dir():
+        raise UserError(f"The folder {options.data} of --data does not exist.")
+
+
+def _stage(name: str, options: TrainOptions, runs_dir: Path) -> int:
+    """Run a stage of the report."""
+    check_folder(runs_dir)
+    import torch
+
+    from openhunyuan.recipes import run_stage
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(run_stage.train(name, runs_dir, _chosen(options)))
+    return 0
+
+
+def _chosen(options: TrainOptions) -> run_stage.Options:
+    from openhunyuan.recipes import run_stage
+
+    return run_stage.Options(
+        options.scale,
+        options.from_,
+        Path(options.data) if options.data else None,
+        options.text_model,
+        options.steps,
+        options.clips,
+        options.perceptual,
+        options.stored_texts,
+        options.name,
+        pick_device(options.device),
+    )
+
+
+def _workloads(name: str, options: TrainOptions) -> list[Workload]:
+    """The runs of a recipe or a stage, to be counted."""
+    if name in STAGES:
+        from openhunyuan.recipes.stage_costs import workloads
+
+        return workloads(name, _chosen(options))
+    return importlib.import_module(RECIPES[name].module).workloads()
 
 
 def _report(folder: Path) -> int:
@@ -155,7 +256,7 @@ def _report(folder: Path) -> int:
     return 0
 
 
-def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
+def _dry_run(workloads: Callable[[], list[Workload]], options: TrainOptions) -> int:
     """Count the recipe's runs; the device's speed is measured for a moment, nothing is written."""
     import torch
 
@@ -166,10 +267,14 @@ def _dry_run(recipe: Recipe, options: TrainOptions) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
-    speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
-    source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
+    if options.tflops:
+        speed = 1e12 * options.utilization * options.tflops / options.processes
+        source = f"{options.utilization:.0%} of {options.tflops:g} TFLOP/s"
+    else:
+        speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
+        source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
     layout = Layout(replicas=options.replicas, recompute=options.recompute)
-    for workload in importlib.import_module(recipe.module).workloads():
+    for workload in workloads():
         counted = estimate(workload, layout, options.processes)
         print("\n".join(counted.lines(speed, source, options.price_per_gpu_hour)))
     return 0

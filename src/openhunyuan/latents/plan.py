@@ -8,6 +8,7 @@ least to do by the cost model. A process's samples of one bucket become micro-ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,6 +125,7 @@ class BatchPlan:
         max_cost: float | None = None,
         world_size: int = 1,
         seed: int = 0,
+        image_scales: Sequence[tuple[int, int]] = (),
     ) -> None:
         """
         Args:
@@ -131,9 +133,13 @@ class BatchPlan:
             largest: the buckets: shape → samples of one micro-batch at most.
             images_to_videos: for instance (1, 4); None takes what the data holds.
             max_cost: a sample that costs more fits nowhere.
+            image_scales: (side in pixels, parts) of the images, for instance ((256, 1), (512, 1)): a bucket belongs to
+                the side nearest its own (the square root of its pixels), and every batch holds images of each side in
+                this ratio. Empty takes what the data holds.
 
         Raises:
-            UserError: no sample lies in a bucket; a ratio that the data cannot give; fewer samples than processes.
+            UserError: no sample lies in a bucket; a ratio or scales that the data cannot give; fewer samples than
+                processes.
         """
         if global_batch < world_size:
             raise UserError(
@@ -158,7 +164,8 @@ class BatchPlan:
                 self.buckets.append(bucket)
         if not self.buckets:
             reasons = "; ".join(f"{reason} ({count})" for reason, count in self.refused.items())
-            raise UserError(f"No sample can be trained on: {reasons or 'there are none'}.")
+            known = ", ".join(str(LatentSize(*shape).video) for shape in largest)
+            raise UserError(f"No sample can be trained on: {reasons or 'there are none'}; the buckets are {known}.")
         kinds = [[b for b in self.buckets if b.is_image is image] for image in (True, False)]
         if images_to_videos is None:
             images_to_videos = (sum(len(b.samples) for b in kinds[0]), sum(len(b.samples) for b in kinds[1]))
@@ -169,7 +176,9 @@ class BatchPlan:
                 for bucket in found:
                     self._refuse(f"{bucket}: the ratio takes no {name}", len(bucket.samples))
         self.ratio = images_to_videos
-        self._decks = [_Deck(buckets) if buckets else None for buckets in kinds]
+        self.image_scales = tuple(image_scales) if images_to_videos[0] else ()
+        images = _Scales(kinds[0], self.image_scales) if self.image_scales else _Deck(kinds[0])
+        self._decks = (images, _Deck(kinds[1]))
 
     def _refuse(self, reason: str, count: int) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + count
@@ -179,9 +188,7 @@ class BatchPlan:
         images, every = self.ratio[0], sum(self.ratio)
         before = slot * images // every
         is_image = (slot + 1) * images // every > before
-        deck = self._decks[0 if is_image else 1]
-        assert deck is not None
-        bucket, turn = deck.at(before if is_image else slot - before)
+        bucket, turn = self._decks[0 if is_image else 1].at(before if is_image else slot - before)
         (place,) = epoch_shuffled(len(bucket.samples), (turn,), self.seed, *bucket.shape)
         return bucket, bucket.samples[place], turn // len(bucket.samples)
 
@@ -218,6 +225,8 @@ class BatchPlan:
         ]
         lines += [f"left out: {count} samples, {reason}" for reason, count in self.refused.items()]
         images, videos = self.ratio
+        for side, parts in self.image_scales:
+            lines.append(f"images at {side} pixels: {parts} of {sum(p for _, p in self.image_scales)} parts")
         worst = [self.step(n).imbalance for n in range(steps)]
         lines.append(
             f"images:videos {images}:{videos}, {self.global_batch} samples a step, {self.world_size} processes"
@@ -249,3 +258,30 @@ class _Deck:
         numbers, before = self._order
         number = int(numbers[place])
         return self.buckets[number], period * int(self.counts[number]) + int(before[place])
+
+
+class _Scales:
+    """The turns of images of several sides in an exact ratio, each side a deck of its own."""
+
+    def __init__(self, buckets: Sequence[Bucket], scales: Sequence[tuple[int, int]]) -> None:
+        def distance(bucket: Bucket, side: int) -> float:
+            size = LatentSize(*bucket.shape).video
+            return abs(math.log(size.height * size.width / side**2))
+
+        held: list[list[Bucket]] = [[] for _ in scales]
+        for bucket in buckets:
+            held[min(range(len(scales)), key=lambda n: distance(bucket, scales[n][0]))].append(bucket)
+        for (side, _), found in zip(scales, held, strict=True):
+            if not found:
+                raise UserError(f"Every batch needs images of about {side}x{side} pixels; there are none.")
+        self.decks = [_Deck(found) for found in held]
+        self.parts = [parts for _, parts in scales]
+        self.order = [
+            n for _, n in sorted(((i + 0.5) / count, n) for n, count in enumerate(self.parts) for i in range(count))
+        ]
+
+    def at(self, turn: int) -> tuple[Bucket, int]:
+        """As ``_Deck.at``."""
+        period, place = divmod(turn, len(self.order))
+        number = self.order[place]
+        return self.decks[number].at(period * self.parts[number] + self.order[:place].count(number))

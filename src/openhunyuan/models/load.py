@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -117,6 +117,13 @@ class LoadedModel:
             weights = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
             names += [file_sha256(file)[:16] for file in weights]
         return "-".join(names)
+
+    def with_vae(self, folder: Path) -> LoadedModel:
+        """The same model with the VAE of another component folder, nothing of it read yet."""
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} is not the folder of a VAE: it has no {CONFIG}.")
+        files = replace(self.files, vae=folder)
+        return LoadedModel(files, self.device, self.dtype, self._readers, self.float8)
 
     def free_text(self) -> None:
         """Give the text encoders' memory back; they are read again when they are next used."""

@@ -107,17 +107,18 @@ def fitted_vae(config: VAEConfig, seed: int, clips: int = 40, num_frames: int = 
 
 def workloads() -> list[Workload]:
     """What ``tiny-vae`` costs, for ``--dry-run``."""
-    return [_workload(TRAIN, LOSS)]
+    return [vae_workload(VAE, TRAIN, LOSS)]
 
 
 def decoder_workloads() -> list[Workload]:
     """What ``tiny-vae-decoder`` costs, for ``--dry-run``."""
-    return [_workload(DECODER, DECODER_LOSS)]
+    return [vae_workload(VAE, DECODER, DECODER_LOSS)]
 
 
-def _workload(config: TrainConfig, loss: AutoencodeConfig) -> Workload:
+def vae_workload(sizes: VAEConfig, config: TrainConfig, loss: AutoencodeConfig) -> Workload:
+    """What a run of a VAE of these sizes costs."""
     with torch.device("meta"):
-        vae = CausalVAE(VAE)
+        vae = CausalVAE(sizes)
         task = AutoencodeTask(loss, vae, None, {})
 
     def forward(shape: BatchShape) -> object:

@@ -9,12 +9,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.latents.captions import CaptionAssembly
+from openhunyuan.latents.captions import CAPTION, CaptionAssembly
 from openhunyuan.latents.shards import (
     LatentSample,
     ShardDataset,
@@ -52,6 +53,30 @@ class WorldLatents(Strict):
     split: str = "train"
     seed: int = 0
     motions: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.size, self.size
+
+    @property
+    def captioned(self) -> bool:
+        """Whether samples carry their structured caption."""
+        return False
+
+
+class WorldBucket(WorldLatents):
+    """A set of another aspect, ``size`` high and ``width`` wide, whose samples carry their structured captions."""
+
+    width: int
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.size, self.width
+
+    @property
+    def captioned(self) -> bool:
+        return True
 
 
 def draw(spec: WorldLatents, index: int) -> tuple[world.Scene, str]:
@@ -117,7 +142,8 @@ def encode_world(
         else:
             done += len(numbers)
     with progress_bar() as bar:
-        shown = bar.add_task(f"latents {spec.num_frames}x{spec.size}x{spec.size}", total=spec.count, completed=done)
+        size = "x".join(map(str, (spec.num_frames, *spec.sides)))
+        shown = bar.add_task(f"latents {size}", total=spec.count, completed=done)
         if workers > 1 and len(missing) > 1 and device.type == "cpu":
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(workers, context, _one_thread) as pool:
@@ -152,7 +178,7 @@ def _encode(
     batch = max(1, 33 // spec.num_frames)
     for start in range(numbers.start, numbers.stop, batch):
         drawn = [draw(spec, i) for i in range(start, min(start + batch, numbers.stop))]
-        clips = [to_video(world.render(scene, spec.num_frames, spec.size, spec.size)) for scene, _ in drawn]
+        clips = [to_video(world.render(scene, spec.num_frames, *spec.sides)) for scene, _ in drawn]
         # one clip at a time: GroupNorm sees a clip alone, exactly as when it is decoded
         video = torch.stack(clips).to(device)
         if fast and start == numbers.start:
@@ -162,7 +188,9 @@ def _encode(
         features = text.encode([prompt for _, prompt in drawn], data_type="image" if spec.num_frames == 1 else "video")
         for row, (scene, prompt) in enumerate(drawn):
             states = features.states[row][features.mask[row]]
-            about = {"scene": scene.prompt, "camera": scene.camera}
+            about: dict[str, Any] = {"scene": scene.prompt, "camera": scene.camera}
+            if spec.captioned:
+                about[CAPTION] = scene.caption.model_dump(mode="json")
             samples.append(LatentSample(latents[row], states, features.pooled[row], prompt, about))
     return samples
 

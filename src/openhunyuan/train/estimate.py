@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openhunyuan.parallel.apply import ALONE, Layout, blocks, check_layout
-from openhunyuan.train.config import BatchShape, OptimizerConfig, TrainConfig
+from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 
 BACKWARD = 2
 """A backward pass costs about two forwards: one product each for the inputs' and the weights' gradients."""
@@ -31,6 +32,9 @@ class Workload:
     modules: on the meta device, the trained model first; what is frozen (a teacher) has no trained parameters.
     forward: makes the inputs of a shape on the meta device and runs what one step runs of the trained modules.
     tokens: of one sample of a shape, as the model reads it. optimizers: where a module has its own.
+    count: the forward of a shape, instead of running it.
+    micro_batches: how many of each shape a stage runs; None: each of its steps is one.
+    without_gradient: forwards of the model a step runs besides, of a teacher or of itself.
     """
 
     config: TrainConfig
@@ -39,12 +43,15 @@ class Workload:
     tokens: Callable[[BatchShape], int]
     optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)
     note: str = ""
+    count: Callable[[BatchShape], Forward] | None = None
+    micro_batches: Callable[[Stage], Mapping[BatchShape, int]] | None = None
+    without_gradient: int = 0
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """All steps of one batch shape in one stage. flops: forward and backward of all of them, and what is computed
-    again; activations: bytes a process keeps for one backward pass."""
+    """All steps, or micro-batches, of one batch shape in one stage. flops: forward and backward of all of them, and
+    what is computed again; activations: bytes a process keeps for one backward pass."""
 
     stage: str
     shape: BatchShape
@@ -61,6 +68,7 @@ class Estimate:
     states and average, ``gathered`` what it holds whole of the others' parts at the worst moment."""
 
     name: str
+    steps: int
     parameters: Mapping[str, tuple[int, int]]
     """module → (all parameters, trained ones)"""
     stages: tuple[StageCost, ...]
@@ -68,6 +76,8 @@ class Estimate:
     checkpoints: int
     """on the disk, all that are kept and the one being written; of all processes"""
     note: str
+    unit: str = "steps"
+    """what a stage's line counts"""
     gathered: int = 0
     layout: Layout = ALONE
     processes: int = 1
@@ -102,7 +112,7 @@ class Estimate:
             shape = cost.shape
             size = f"{shape.batch_size} x {shape.num_frames}x{shape.height}x{shape.width}"
             lines.append(
-                f"stage       {cost.stage}: {cost.steps} steps of {size}, {cost.tokens:,} tokens, "
+                f"stage       {cost.stage}: {cost.steps} {self.unit} of {size}, {cost.tokens:,} tokens, "
                 f"{in_words(cost.flops, 'FLOP')}, {in_words(cost.activations, 'B')} kept for the backward pass"
             )
         where = "" if self.processes == 1 else " a process"
@@ -114,9 +124,9 @@ class Estimate:
                 "the state" + (", blocks are computed again" if self.layout.recompute else "")
             )
             state += f", {in_words(self.gathered, 'B')} of gathered blocks"
-        steps, total = sum(cost.steps for cost in self.stages), in_words(self.flops, "FLOP")
+        total = in_words(self.flops, "FLOP")
         lines += [
-            f"in all      {steps:,} steps, {self.samples:,} samples, {self.tokens:,} tokens, {total}",
+            f"in all      {self.steps:,} steps, {self.samples:,} samples, {self.tokens:,} tokens, {total}",
             f"memory      {in_words(self.memory, 'B')}{where}: {in_words(self.state, 'B')} of {state}, "
             f"{in_words(self.memory - self.state - self.gathered, 'B')} of activations in the largest step (fp32)",
             f"disk        {in_words(self.checkpoints, 'B')} of checkpoints",
@@ -144,18 +154,28 @@ def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> 
     held: dict[BatchShape, Forward] = {}
     stages = []
     for stage in config.stages:
-        steps: dict[BatchShape, int] = {}
-        for place in range(stage.steps):
-            shape = stage.shape_at(place)
-            steps[shape] = steps.get(shape, 0) + 1
+        if workload.micro_batches:
+            steps = workload.micro_batches(stage)
+        else:
+            # In whole rounds every shape comes ``share`` times; the last round is counted as it is.
+            rounds, rest = divmod(stage.steps, sum(shape.share for shape in stage.shapes))
+            steps = {shape: rounds * shape.share for shape in stage.shapes if rounds}
+            for place in range(rest):
+                shape = stage.shape_at(place)
+                steps[shape] = steps.get(shape, 0) + 1
         for shape, count in steps.items():
             key = shape.model_copy(update={"share": 1})
             if key not in held:
-                held[key] = count_forward(lambda shape=shape: workload.forward(shape), workload.modules.values(), units)
+                held[key] = (
+                    workload.count(shape)
+                    if workload.count
+                    else count_forward(partial(workload.forward, shape), tuple(workload.modules.values()), units)
+                )
             forward = held[key]
-            most = math.ceil(shape.batch_size / processes) / shape.batch_size
+            # A micro-batch is one process's; a batch is shared out.
+            most = 1 if workload.micro_batches else math.ceil(shape.batch_size / processes) / shape.batch_size
             kept = math.ceil(most * ((layout.recompute and forward.recomputed) or forward.kept))
-            passes = 1 + BACKWARD + (1 if layout.recompute else 0)
+            passes = 1 + BACKWARD + workload.without_gradient + (1 if layout.recompute else 0)
             samples = count * shape.batch_size
             tokens = samples * workload.tokens(shape)
             stages.append(StageCost(stage.name, shape, count, samples, tokens, count * passes * forward.flops, kept))
@@ -174,9 +194,20 @@ def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> 
         parameters[name] = (sum(p.numel() for p in every), sum(p.numel() for p in trained))
     # One block's weights are used while the next one's come; in the backward pass its whole gradient is there as well.
     gathered = 3 * largest if shards > 1 else 0
-    checkpoints = saved * (config.keep_checkpoints + 1)
+    disk = saved * (config.keep_checkpoints + 1)
+    unit = "micro-batches" if workload.micro_batches else "steps"
     return Estimate(
-        config.name, parameters, tuple(stages), state, checkpoints, workload.note, gathered, layout, processes
+        config.name,
+        config.total_steps,
+        parameters,
+        tuple(stages),
+        state,
+        disk,
+        workload.note,
+        unit,
+        gathered,
+        layout,
+        processes,
     )
 
 

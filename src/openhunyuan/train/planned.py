@@ -31,10 +31,13 @@ class PlannedBatches:
         rank: int = 0,
         world_size: int = 1,
         captions: CaptionAssembly | None = None,
+        image_scales: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.samples = [sample for dataset in datasets for sample in dataset.samples]
         self.cost, self.global_batch, self.ratio, self.max_cost = cost, global_batch, images_to_videos, max_cost
         self.seed, self.rank, self.world_size, self.captions = seed, rank, world_size, captions
+        self.image_scales = image_scales
+        self.at_hand = captions is None
         self._plans: dict[Stage, BatchPlan] = {}
 
     def plan(self, stage: Stage) -> BatchPlan:
@@ -54,6 +57,7 @@ class PlannedBatches:
                 self.max_cost,
                 self.world_size,
                 self.seed,
+                self.image_scales,
             )
             for line in plan.report() if self.rank == 0 else ():
                 get_logger("train").info("%s: %s", stage.name, line)

@@ -166,3 +166,31 @@ def test_all_parts_of_a_step_are_image_to_video_or_none():
         assert len(given) == 1
         kinds += given
     assert 4 < sum(kinds) < 16
+
+
+def test_latent_concat_starts_as_the_network_that_it_widens() -> None:
+    torch.manual_seed(0)
+    config = DiTConfig(
+        in_channels=2, out_channels=2, hidden_size=16, num_heads=2, num_double_blocks=1, num_single_blocks=1,
+        num_refiner_blocks=1, rope_axes_dim=(4, 2, 2), text_dim=4, pooled_dim=4, guidance_embed=False,
+    )  # fmt: skip
+    narrow, wide = DiT(config), DiT(config.model_copy(update={"in_channels": 5}))
+    for parameter in narrow.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    weight = torch.zeros_like(wide.img_in.proj.weight)
+    weight[:, :2] = narrow.img_in.proj.weight
+    wide.load_state_dict(narrow.state_dict() | {"img_in.proj.weight": weight})
+    empty = EmptyText(torch.zeros(1, 4), torch.zeros(4))
+    tasks = (
+        FlowTask(FlowConfig(text_dropout=0.0), narrow, empty, {}),
+        FlowTask(FlowConfig(text_dropout=0.0, image_share=1.0), wide, empty, {}, condition="latent_concat"),
+    )
+    for frames in (1, 3):
+        batch = {
+            "latents": torch.randn(2, 2, frames, 4, 4), "text_states": torch.randn(2, 3, 4),
+            "text_mask": torch.ones(2, 3, dtype=torch.bool), "pooled": torch.randn(2, 4),
+        }  # fmt: skip
+        stage = Stage(name="s", steps=9, shapes=(BatchShape(batch_size=2, num_frames=1, height=32, width=32),))
+        before, after = (task.loss("model", batch, StepContext(3, 9, stage, step_generator(0, 3))) for task in tasks)
+        torch.testing.assert_close(after[0], before[0])
+        assert set(after[1]) == ({"loss"} if frames == 1 else {"loss_image_to_video"})

@@ -1,7 +1,7 @@
 """Task ``flow``: the DiT by flow matching. Logit-normal t, straight path, velocity MSE, text dropout (report §4.5).
 
-With ``image_share`` some steps give the first latent frame without noise (token replace): one set of weights then makes
-videos from text alone and from a picture with text.
+With ``image_share`` some steps give the first latent frame: without noise in its place (token replace, where one set of
+weights then makes videos from text alone and from a picture with text), or beside the noise (latent concat).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from openhunyuan.base.sizes import SPACE_STRIDE, TIME_STRIDE, LatentSize
-from openhunyuan.diffusion.flow import flow_loss, interpolate, model_time, sample_t, velocity_target
-from openhunyuan.infer.conditions import FrameCondition, first_frames
+from openhunyuan.diffusion.flow import interpolate, model_time, sample_t, velocity_target
+from openhunyuan.infer.conditions import FrameCondition, ImageCondition, first_frames
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.flops import dit_flops
 from openhunyuan.train.config import OptimizerConfig, Strict
@@ -72,6 +72,11 @@ class Drawn:
     condition: FrameCondition | None = None
 
     @property
+    def from_image(self) -> bool:
+        """Whether first frames are given."""
+        return self.condition is not None and bool(self.condition.given.any())
+
+    @property
     def guided(self) -> dict[str, Tensor | None]:
         """What the transformer is told of given frames."""
         return {"clean_frames": self.condition.clean_frames if self.condition else None}
@@ -83,17 +88,25 @@ class Drawn:
     def by_level(self, error: Tensor) -> Tensor:
         """Noise level and mean error (as ``mean``) of every sample, [B, 2]."""
         error = error.detach().float()
-        if self.condition:  # as many frames are given in every sample
+        if self.from_image and self.condition:  # as many frames are given in every sample
             error = error[:, :, ~self.condition.given[0]]
         return torch.stack((self.t.to(error), error.flatten(1).mean(1)), 1)
 
 
-def draw(config: FlowConfig, empty: EmptyText, batch: Batch, context: StepContext, t: Tensor | None = None) -> Drawn:
+def draw(
+    config: FlowConfig,
+    empty: EmptyText,
+    batch: Batch,
+    context: StepContext,
+    t: Tensor | None = None,
+    condition: ImageCondition = "token_replace",
+) -> Drawn:
     """Noise, times, text dropout and given frames of a batch.
 
     A batch with ``keys`` (int64 [B, 2]: sample, epoch) draws noise, time and dropout for every sample from its own
     stream, so that they do not depend on the batch or the process it came to, and from the step's own number whether
     first frames are given; any other draws all from the step's stream. t: the times, when they are not to be drawn.
+    condition: how given frames come in.
     """
     data = batch["latents"]
     size = len(data)
@@ -110,10 +123,20 @@ def draw(config: FlowConfig, empty: EmptyText, batch: Batch, context: StepContex
     times, noise = (times if t is None else t).to(data.device), noise.to(data.device)
     batch, x_t = empty.fill(batch, dropped), interpolate(data, noise, times)
     is_video = data.shape[2] > 1
-    if not (is_video and config.image_share and float(torch.rand((), generator=for_step)) < config.image_share):
-        return Drawn(batch, x_t, times, noise)
-    condition = FrameCondition("token_replace", data, first_frames(size, data.shape[2]).to(data.device))
-    return Drawn(batch, condition.model_input(x_t), times, noise, condition)
+    given = is_video and config.image_share and float(torch.rand((), generator=for_step)) < config.image_share
+    return at_noise(batch, x_t, times, noise, condition, bool(given))
+
+
+def at_noise(
+    batch: Batch, x_t: Tensor, t: Tensor, noise: Tensor, condition: ImageCondition, first_given: bool
+) -> Drawn:
+    """A batch at x_t, its first frames given or not. What latent concat reads has 2C + 1 channels either way."""
+    data = batch["latents"]
+    if not first_given and condition == "token_replace":
+        return Drawn(batch, x_t, t, noise)
+    given = first_frames(len(data), data.shape[2]).to(data.device) & first_given
+    frames = FrameCondition(condition, data, given)
+    return Drawn(batch, frames.model_input(x_t), t, noise, frames)
 
 
 def _draw_rows(
@@ -165,12 +188,17 @@ class FlowTask:
         empty: EmptyText,
         validation: Mapping[str, Batch],
         render: Callable[[nn.Module, Path], None] | None = None,
+        condition: ImageCondition = "token_replace",
+        trained: nn.Module | None = None,
     ):
+        """condition: how given frames come in, with ``image_share``; the transformer has to read it. trained: what is
+        trained of the transformer, where that is not all of it (a LoRA's parameters)."""
         self.config, self.dit, self.empty = config, dit, empty
-        self.validation, self.render = validation, render
+        self.validation, self.render, self.condition = validation, render, condition
+        self.trained = dit if trained is None else trained
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"model": self.dit}
+        return {"model": self.trained}
 
     def optimizer(self, phase: str) -> OptimizerConfig | None:
         return None
@@ -178,28 +206,22 @@ class FlowTask:
     def active(self, phase: str, context: StepContext) -> bool:
         return True
 
-    def _velocity(self, batch: Batch, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.dit(x_t, model_time(t), *text_of(batch))
-
-    def _image_loss(self, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
-        """The loss with the first latent frame given, over the frames that are not."""
-        data = batch["latents"]
-        condition = FrameCondition("token_replace", data, first_frames(len(data), data.shape[2]).to(data.device))
-        return self._loss(Drawn(batch, condition.model_input(interpolate(data, noise, t)), t, noise, condition))
+    def _velocity(self, drawn: Drawn) -> Tensor:
+        return self.dit(drawn.x_t, model_time(drawn.t), *text_of(drawn.batch), **drawn.guided)
 
     def _loss(self, drawn: Drawn) -> Tensor:
         return drawn.mean(self._error(drawn))
 
     def _error(self, drawn: Drawn) -> Tensor:
-        velocity = self.dit(drawn.x_t, model_time(drawn.t), *text_of(drawn.batch), **drawn.guided)
+        velocity = self._velocity(drawn)
         target = velocity_target(drawn.batch["latents"], drawn.noise)
         return (velocity.float() - target.float()) ** 2
 
     def loss(self, phase: str, batch: Batch, context: StepContext) -> tuple[Tensor, dict[str, Tensor | float]]:
-        drawn = draw(self.config, self.empty, batch, context)
+        drawn = draw(self.config, self.empty, batch, context, condition=self.condition)
         error = self._error(drawn)
         loss = drawn.mean(error)
-        name = "loss_image_to_video" if drawn.condition else "loss"
+        name = "loss_image_to_video" if drawn.from_image else "loss"
         return loss, {name: loss.detach(), "by_level": drawn.by_level(error)}
 
     def work(self, phase: str, batch: Batch) -> Work:
@@ -218,12 +240,14 @@ class FlowTask:
                 total = 0.0
                 for level in FIXED_TIMES:
                     t = torch.full((len(data),), level, device=device)
-                    loss = float(flow_loss(self._velocity(given, interpolate(data, noise, t), t), data, noise))
+                    x_t = interpolate(data, noise, t)
+                    loss = float(self._loss(at_noise(given, x_t, t, noise, self.condition, False)))
                     total += loss / len(FIXED_TIMES)
                     if not kind:
                         values[f"loss_{name}_t{level}"] = loss
                         if self.config.image_share and data.shape[2] > 1:
-                            values[f"loss_{name}_from_image_t{level}"] = float(self._image_loss(batch, noise, t))
+                            drawn = at_noise(batch, x_t, t, noise, self.condition, True)
+                            values[f"loss_{name}_from_image_t{level}"] = float(self._loss(drawn))
                 values[f"loss_{name}{kind}"] = total
         return values
 

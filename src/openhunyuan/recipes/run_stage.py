@@ -1,0 +1,467 @@
+"""Running a stage of the report: what it starts from, its data, the task, the loop, and the model that is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.log import get_logger
+from openhunyuan.base.sizes import LatentSize
+from openhunyuan.convert.load import open_model
+from openhunyuan.convert.lora import write_lora
+from openhunyuan.curate.run import read_clips
+from openhunyuan.infer.conditions import ImageCondition
+from openhunyuan.latents.captions import CaptionAssembly
+from openhunyuan.latents.plan import CostModel
+from openhunyuan.latents.shards import ShardDataset
+from openhunyuan.models.dit.config import DiTConfig
+from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.load import LoadedModel, save_dit, save_model_folder, save_vae
+from openhunyuan.models.lora import Adapters, new_lora
+from openhunyuan.models.vae.model import CausalVAE
+from openhunyuan.parallel.apply import Layout, whole
+from openhunyuan.parallel.world import World
+from openhunyuan.recipes.clip_source import CuratedClips
+from openhunyuan.recipes.lineage import Base, Origin, check_network, check_sizes, check_unchanged, find_origin
+from openhunyuan.recipes.networks import Updates, filled, with_picture_channels
+from openhunyuan.recipes.registry import SCALES, Scale
+from openhunyuan.recipes.scales import SIZES, Sizes
+from openhunyuan.recipes.stage_data import data_record, encode_buckets, read_buckets, read_latents
+from openhunyuan.recipes.stages import STAGES, LatentRecipe, Made, VaeRecipe, shortened
+from openhunyuan.recipes.tiny_flow import CPU, render_samples
+from openhunyuan.recipes.tiny_vae import fitted_vae
+from openhunyuan.recipes.world_source import WorldClips, heldout_clips
+from openhunyuan.train.config import BatchShape
+from openhunyuan.train.latent_scale import channel_statistics, fold_normalisation
+from openhunyuan.train.loop import Batch, Source, Task, Trainer
+from openhunyuan.train.perceptual import perceptual_network
+from openhunyuan.train.planned import PlannedBatches
+from openhunyuan.train.tasks.autoencode import AutoencodeTask
+from openhunyuan.train.tasks.flow import EmptyText, FlowConfig, FlowTask
+from openhunyuan.train.tasks.guidance import GuidanceConfig, GuidanceTask, student_of
+from openhunyuan.train.tasks.preserve import PreservingFlowTask
+from openhunyuan.train.tasks.steps import StepsConfig, StepsTask
+
+LORA_FILE = "lora.safetensors"
+STATISTICS = 64
+"""Batches of which the latents' mean and spread are taken, at most."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one may say about a run of a stage; the command's options of the same names describe them."""
+
+    scale: Scale = "tiny"
+    source: str | None = None
+    data: Path | None = None
+    text_model: str | None = None
+    steps: int | None = None
+    clips: int = 256
+    perceptual: str | None = None
+    stored_texts: bool = False
+    name: str | None = None
+    device: torch.device = CPU
+
+    def recipe(self, stage: str) -> Made:
+        """The stage's config at the scale, shortened if asked."""
+        made = STAGES[stage](self.scale)
+        return made if self.steps is None else shortened(made, self.steps)
+
+
+def train(stage: str, runs_dir: Path, options: Options) -> Path:
+    """Run a stage in ``runs_dir/NAME``, resuming where it stands; returns that directory.
+
+    Raises:
+        UserError: what it starts from or reads is missing, damaged or of another kind, before anything is written.
+    """
+    recipe = options.recipe(stage)
+    origin = find_origin(stage, options.source, runs_dir)
+    run_dir = runs_dir / (options.name or stage)
+    check_unchanged(run_dir, origin.record)
+    if isinstance(recipe, VaeRecipe):
+        return _train_vae(stage, recipe, origin, run_dir, options)
+    return _LatentRun(stage, recipe, origin, run_dir, options).train()
+
+
+def _record(stage: str, recipe: Made, origin: Origin, options: Options, data: dict[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` says besides the loop's config."""
+    return {
+        "name": stage,
+        "scale": options.scale,
+        "recipe": recipe.model_dump(mode="json", exclude={"train"}),
+        "lineage": origin.record,
+        "data": data,
+    }
+
+
+def _needs_data(stage: str, options: Options, what: str) -> UserError:
+    return UserError(
+        f"{stage} at scale {options.scale} ({SCALES[options.scale]}) reads {what}; give them with --data. Only at "
+        "scale tiny there is the synthetic world."
+    )
+
+
+# -- the VAE ---------------------------------------------------------------------------------------------------------
+
+
+def _train_vae(stage: str, recipe: VaeRecipe, origin: Origin, run_dir: Path, options: Options) -> Path:
+    if World.join(options.device).size > 1:
+        raise UserError("The stages of the VAE run in one process: encoding is not a forward that sharding knows of.")
+    config, sizes = recipe.train, SIZES[options.scale]
+    source, data = _clips(stage, recipe, options)
+    perceptual = options.perceptual or ("none" if options.scale == "tiny" else None)
+    if perceptual is None:
+        raise UserError(
+            f"{stage} needs a perceptual network: --perceptual lpips:VGG16_FILE,LINEAR_FILE or clip:FOLDER, or "
+            "--perceptual none to train without the term."
+        )
+    if perceptual == "none":
+        recipe = recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"perceptual_weight": 0.0})})
+        get_logger("train").info("%s trains without the perceptual term (--perceptual names a network)", stage)
+    features = None if perceptual == "none" else perceptual_network(perceptual)
+    torch.manual_seed(config.seed)
+    vae = _vae_start(stage, recipe, origin, sizes, options).requires_grad_(True).train()
+    validation = {}
+    if options.data is None:
+        frames, side = sizes.vae_curriculum[-1]
+        validation = {"image": heldout_clips(16, 1, side), "video": heldout_clips(min(4, options.clips), frames, side)}
+    if isinstance(features, nn.Module):
+        features.to(options.device)
+    task = AutoencodeTask(recipe.loss, vae, features, validation)
+    record = _record(stage, recipe, origin, options, data)
+    record |= {"vae": sizes.vae.to_dict(), "perceptual_network": perceptual, "base": None, "condition": None}
+    trainer = Trainer(config, task, source, run_dir, record, options.device)
+    trainer.run()
+    vae = vae.cpu()
+    last = config.stages[-1]
+    if vae.config.scaling_factor == 1.0:  # a published VAE keeps the scale that its config has
+        numbers = range(max(2, min(STATISTICS, options.clips)))
+        seen = [source.batch(config.total_steps + i, last, last.shapes[i % len(last.shapes)]) for i in numbers]
+        clips = [clip for batch in seen for clip in batch["video"].split(1)]
+        fold_normalisation(vae, *channel_statistics(vae, clips))
+    save_vae(run_dir / "vae", vae, torch.float16)
+    return run_dir
+
+
+def _clips(stage: str, recipe: VaeRecipe, options: Options) -> tuple[Source, dict[str, Any]]:
+    seed = recipe.train.seed
+    if options.data is None:
+        if options.scale != "tiny":
+            raise _needs_data(stage, options, "curated clips")
+        return WorldClips(seed), {"world": {}}
+    clips = [clip for clip in read_clips(options.data) if not clip.dropped]
+    source = CuratedClips(clips, options.data, seed)
+    source.check(recipe.train.stages)
+    return source, {"folder": str(options.data), "clips": len(source.clips)}
+
+
+def _vae_start(stage: str, recipe: VaeRecipe, origin: Origin, sizes: Sizes, options: Options) -> CausalVAE:
+    if origin.model:
+        vae = open_model(origin.model, "cpu", torch.float32).vae
+        if vae.config != sizes.vae:
+            raise UserError(f"The VAE of {origin.model} is not the one of scale {options.scale}; choose its --scale.")
+        return vae
+    if origin.checkpoint is None:
+        if not recipe.linear_pyramid:
+            return CausalVAE(sizes.vae)
+        return fitted_vae(sizes.vae, recipe.train.seed, max(8, min(40, options.clips)))
+    with torch.device("meta"):
+        vae = CausalVAE(sizes.vae)
+    check_network(origin, vae, stage, options.scale)
+    vae = CausalVAE(sizes.vae)
+    vae.load_state_dict(origin.weights())
+    return vae
+
+
+# -- the DiT ---------------------------------------------------------------------------------------------------------
+
+
+class _LatentRun:
+    """One run on latents, put together step by step; everything that can be refused is, before the loop starts."""
+
+    def __init__(self, stage: str, recipe: LatentRecipe, origin: Origin, run_dir: Path, options: Options) -> None:
+        self.stage, self.recipe, self.origin, self.run_dir, self.options = stage, recipe, origin, run_dir, options
+        self.sizes = SIZES[options.scale]
+        self.world = World.join(options.device)
+        if recipe.lora and self.world.size > 1:
+            raise UserError("A LoRA is trained in one process; start it without torchrun.")
+        self.held = self._held()
+        self.base = self._base()
+        self.model = self._open()
+        self.inherited = origin.condition if self.held else None
+        self.condition: ImageCondition = self._spec_condition() or "token_replace"
+
+    # What it starts from.
+
+    def _held(self) -> DiTConfig | None:
+        """The parent's transformer sizes, checked; None when this stage is the first to have one."""
+        if self.stage == "flow-image-256":
+            if self.origin.folder is not None:
+                with torch.device("meta"):
+                    vae = CausalVAE(self.sizes.vae)
+                check_network(self.origin, vae, self.stage, self.options.scale)
+            return None
+        if self.recipe.lora:  # takes any model
+            if self.origin.dit is None:
+                raise UserError(f"{self.origin.folder} has no transformer that a LoRA could change; give a model.")
+            return self.origin.dit
+        held = check_sizes(self.origin, self.sizes.dit, self.stage, self.options.scale)
+        if held.guidance_embed and isinstance(self.recipe.task, GuidanceConfig):
+            source = self.origin.record["from"]
+            raise UserError(
+                f"{self.stage} starts from weights that need two passes, but {source} has guidance in one pass "
+                "already; name another run or model with --from."
+            )
+        return held
+
+    def _base(self) -> Base:
+        base, text = self.origin.base, self.options.text_model
+        if base is not None:
+            if text not in (None, base.text):
+                raise UserError(f"--text-model is {text}, but {self.origin.record['from']} was trained on {base.text}.")
+            return base
+        assert self.origin.folder is not None
+        if text is None and self.options.scale != "tiny":
+            raise UserError(f"{self.stage} needs --text-model: the model whose text encoders the captions go through.")
+        return Base(text or "tiny", self.origin.folder / "vae")
+
+    def _open(self) -> LoadedModel:
+        model = open_model(self.base.text, self.options.device if self.options.device.type == "cuda" else "cpu")
+        return model.with_vae(self.base.vae) if self.base.vae else model
+
+    def _parent_dit(self) -> DiT:
+        assert self.held is not None
+        if self.origin.model:
+            return open_model(self.origin.model, "cpu", torch.float32).dit
+        return filled(self.held, self.origin.weights())
+
+    # Data.
+
+    def _data(self) -> tuple[list[ShardDataset], dict[str, Batch], dict[str, Any]]:
+        options = self.options
+        if options.data is not None:
+            datasets = read_latents(options.data, self.model)
+            return datasets, {}, data_record(options.data, datasets)
+        if options.scale != "tiny":
+            raise _needs_data(self.stage, options, "encoded latents")
+        folder = self.run_dir.parent / "world-latents"
+        shapes = self.recipe.train.stages[0].shapes
+        self.world.once(lambda: encode_buckets(folder, shapes, options.clips, self.model))
+        datasets, validation = read_buckets(folder, shapes, options.clips)
+        return datasets, validation, {"world": {"clips": options.clips}}
+
+    def _as_the_data(self, datasets: list[ShardDataset]) -> LatentRecipe:
+        """A LoRA takes whatever sizes there are."""
+        if not self.recipe.lora:
+            return self.recipe
+        shapes = []
+        for _, frames, height, width in dict.fromkeys(shape for dataset in datasets for shape in dataset.buckets()):
+            latent = LatentSize(frames, height, width)
+            size = latent.video
+            batch = max(1, self.sizes.tokens // latent.tokens())
+            shapes.append(
+                BatchShape(
+                    batch_size=min(batch, self.recipe.global_batch),
+                    num_frames=size.num_frames,
+                    height=size.height,
+                    width=size.width,
+                )
+            )
+        train = self.recipe.train
+        stages = tuple(stage.model_copy(update={"shapes": tuple(shapes)}) for stage in train.stages)
+        return self.recipe.model_copy(update={"train": train.model_copy(update={"stages": stages})})
+
+    # The run.
+
+    def train(self) -> Path:
+        datasets, validation, data = self._data()
+        self.recipe = recipe = self._as_the_data(datasets)
+        config = recipe.train.model_copy(update={"name": self.options.name or recipe.train.name})
+        text, sizes = self.model.text, self.held or self.sizes.dit
+        if (text.states_width, text.pooled_width) != (sizes.text_dim, sizes.pooled_dim):
+            raise UserError(
+                f"The text encoders of {self.base.text} are {text.states_width} and {text.pooled_width} wide, but the "
+                f"transformer reads {sizes.text_dim} and {sizes.pooled_dim}; choose another --text-model or --scale."
+            )
+        source = PlannedBatches(
+            datasets,
+            CostModel.flops(sizes, self.sizes.text_tokens),
+            recipe.global_batch,
+            recipe.images_to_videos,
+            seed=config.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            captions=None if self.options.stored_texts else CaptionAssembly(text, config.seed),
+            image_scales=recipe.image_scales,
+        )
+        for planned in config.stages:
+            source.plan(planned)
+        torch.manual_seed(config.seed)
+        features = text.encode([""])
+        empty = EmptyText(features.states[0][features.mask[0]].float().cpu(), features.pooled[0].float().cpu())
+        task, dit, adapters = self._task(empty, validation)
+        record = _record(self.stage, recipe, self.origin, self.options, data) | {
+            "base": self.base.record(self.run_dir),
+            "dit": dit.config.model_dump(mode="json"),
+            "condition": self._spec_condition(),
+            "image_share": self._share(),
+            "stored_texts": self.options.stored_texts,
+        }
+        layout = Layout(recompute=self.sizes.recompute and not recipe.lora)
+        trainer = Trainer(config, task, source, self.run_dir, record, self.options.device, layout)
+        trainer.run()
+        if adapters is not None:
+            self._save_lora(adapters, dit.config)
+        else:
+            state = whole(dit.state_dict())
+            self.world.once(lambda: self._save_model(filled(dit.config, {k: v.cpu() for k, v in state.items()})))
+        return self.run_dir
+
+    def _task(self, empty: EmptyText, validation: dict[str, Batch]) -> tuple[Task, DiT, Adapters | None]:
+        """The task, the transformer it trains, and the LoRA on it where only that is trained."""
+        recipe, kind = self.recipe, self.recipe.task
+        if self.held is None:
+            dit = DiT(self.sizes.dit)
+            dit.init_weights()
+        else:
+            dit = self._parent_dit()
+        if recipe.condition == "latent_concat":
+            dit = with_picture_channels(dit)
+        if isinstance(kind, GuidanceConfig):
+            student = self._trained(student_of(dit))
+            flow = kind.flow.model_copy(update={"image_share": self._inherited_share()})
+            kind = kind.model_copy(update={"flow": flow})
+            return GuidanceTask(kind, student, dit, empty, validation, self._render(student)), student, None
+        if isinstance(kind, StepsConfig):
+            student, guided = self._trained(copy.deepcopy(dit)), dit.config.guidance_embed
+            flow = kind.flow.model_copy(update={"image_share": self._inherited_share()})
+            # A teacher without embedded guidance is guided by two passes, which the student learns with the steps.
+            kind = kind.model_copy(update={"flow": flow, "true_cfg_scale": 1.0 if guided else kind.guidance_scale})
+            render = self._render(student)
+            return StepsTask(kind, student, dit, empty, validation, render, guided), student, None
+        if recipe.condition is None:
+            kind = kind.model_copy(update={"image_share": self._inherited_share()})
+        if recipe.lora:
+            return self._lora_task(kind, dit, empty, validation)
+        render = self._render(dit)
+        if not dit.config.guidance_embed:
+            return FlowTask(kind, self._trained(dit), empty, validation, render, self.condition), dit, None
+        before = copy.deepcopy(dit).requires_grad_(False).eval()
+        frozen = partial(nullcontext, before)
+        task = PreservingFlowTask(kind, self._trained(dit), empty, validation, frozen, render, self.condition)
+        return task, dit, None
+
+    def _lora_task(
+        self, kind: FlowConfig, dit: DiT, empty: EmptyText, validation: dict[str, Batch]
+    ) -> tuple[Task, DiT, Adapters]:
+        size = self.recipe.lora
+        assert size is not None
+        dit.to(self.options.device)
+        adapters = Adapters(dit)
+        generator = torch.Generator().manual_seed(self.recipe.train.seed)
+        made = new_lora(dit, size.rank, size.alpha, size.targets, generator=generator)
+        adapters.add("lora", made, trainable=True)
+        updates = Updates({name: p for name, p in dit.named_parameters() if p.requires_grad})
+        if not dit.config.guidance_embed:
+            task = FlowTask(kind, dit, empty, validation, None, self.condition, updates)
+            return task, dit, adapters
+        before = partial(_without, adapters)
+        task = PreservingFlowTask(kind, dit, empty, validation, before, None, self.condition, updates)
+        return task, dit, adapters
+
+    @staticmethod
+    def _trained(dit: DiT) -> DiT:
+        return dit.requires_grad_(True).train()
+
+    def _inherited_share(self) -> float:
+        """In how many steps first frames are given: weights that read pictures must not forget it."""
+        return self.origin.image_share if self.inherited else 0.0
+
+    def _share(self) -> float:
+        """In how many steps first frames are given in this run."""
+        task = self.recipe.task
+        return task.image_share if self.recipe.condition and isinstance(task, FlowConfig) else self._inherited_share()
+
+    def _spec_condition(self) -> ImageCondition | None:
+        """How given frames come in: as the recipe says, else as the parent's do."""
+        return self.recipe.condition or self.inherited
+
+    # What is left.
+
+    def _save_lora(self, adapters: Adapters, config: DiTConfig) -> None:
+        with torch.device("meta"):
+            plain = DiT(config)
+        write_lora(self.run_dir / LORA_FILE, adapters.lora("lora"), plain)
+
+    def _save_model(self, dit: DiT) -> None:
+        """The complete model folder; with text encoders of another layout, which are large, the transformer alone."""
+        files, spec = self.model.files, self.model.spec
+        if files.layout != "openhunyuan":
+            save_dit(self.run_dir / "dit", dit, torch.bfloat16)
+            return
+        condition = self._spec_condition()
+        save_model_folder(
+            self.run_dir / "model",
+            dit,
+            self.model.vae,
+            files.text_encoder,
+            files.text_encoder_2,
+            self._defaults(dit.config),
+            spec.name,
+            description=f"Stage {self.stage} at scale {self.options.scale}, from {self.origin.record['from']}.",
+            licence=spec.licence,
+            image_condition_type=condition,
+            image_optional=condition is not None and self._share() < 1,
+        )
+
+    def _defaults(self, config: DiTConfig) -> dict[str, Any]:
+        """What a request leaves open: the largest square bucket, and guidance and steps as they were trained."""
+        tiny, task = self.options.scale == "tiny", self.recipe.task
+        shapes = self.recipe.train.stages[-1].shapes
+        shape = max(shapes, key=lambda s: (s.num_frames, -abs(s.height - s.width), s.height))
+        strength = 3.0 if tiny else 6.0
+        steps, shift = (24, 2.0) if tiny else (50, 7.0)
+        two_passes = not config.guidance_embed
+        if isinstance(task, StepsConfig):
+            steps, shift, two_passes = task.num_steps, task.flow_shift, False
+        return {
+            "height": shape.height,
+            "width": shape.width,
+            "num_frames": shape.num_frames,
+            "num_inference_steps": steps,
+            "guidance_scale": strength if config.guidance_embed else 1.0,
+            "true_cfg_scale": strength if two_passes else 1.0,
+            "flow_shift": shift,
+            "fps": self.sizes.fps,
+        }
+
+    def _render(self, dit: DiT) -> Callable[[nn.Module, Path], None] | None:
+        """Samples of the prompts of the embedded model, for weights that need no picture."""
+        if self.options.scale != "tiny" or self.condition == "latent_concat":
+            return None
+        frames = max(shape.num_frames for shape in self.recipe.train.stages[-1].shapes)
+
+        def render(_: nn.Module, folder: Path) -> None:
+            self._save_model(dit)
+            render_samples(self.run_dir / "model", folder, frames)
+
+        return render
+
+
+@contextmanager
+def _without(adapters: Adapters) -> Iterator[nn.Module]:
+    """The model without its LoRA."""
+    adapters.set_strengths({"lora": 0.0})
+    try:
+        yield adapters.model
+    finally:
+        adapters.set_strengths({"lora": 1.0})

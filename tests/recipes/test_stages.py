@@ -1,0 +1,282 @@
+"""The report's stages: their configs at every scale, links of the chain on micro networks, and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from openhunyuan.base.video import read_video
+from openhunyuan.cli.main import main
+from openhunyuan.latents.shards import LatentSample, ShardDataset, ShardWriter
+from openhunyuan.models.dit.config import DiTConfig
+from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.load import load_dit, load_model
+from openhunyuan.models.vae.config import VAEConfig
+from openhunyuan.recipes import registry
+from openhunyuan.recipes.lineage import find_origin
+from openhunyuan.recipes.networks import with_picture_channels
+from openhunyuan.recipes.run_stage import Options
+from openhunyuan.recipes.scales import SIZES, aspect_buckets
+from openhunyuan.recipes.stage_costs import workloads
+from openhunyuan.recipes.stages import STAGES, LatentRecipe, VaeRecipe, shortened
+from openhunyuan.train.estimate import estimate
+from openhunyuan.train.tasks.autoencode import TileSizes
+
+MICRO = replace(
+    SIZES["tiny"],
+    dit=DiTConfig(
+        hidden_size=32, num_heads=2, num_double_blocks=1, num_single_blocks=2, num_refiner_blocks=1,
+        rope_axes_dim=(4, 6, 6), text_dim=32, pooled_dim=32, guidance_embed=False,
+    ),
+    vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4),
+    low=16,
+    mid=32,
+    high=32,
+    short=(5,),
+    long=(9,),
+    vae_curriculum=((5, 16), (9, 32)),
+    tiles=TileSizes(tile_size=24, tile_stride=16, tile_frames=8, tile_frame_stride=4),
+    pixels=2 * 9 * 32 * 32,
+    autocast="none",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def micro_scale():
+    """Scale tiny has micro networks and sizes while a test of this module runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", MICRO)
+        yield
+
+
+def go(stage: str, runs: Path, *more: str) -> int:
+    return main(["train", stage, "--runs-dir", str(runs), "--device", "cpu", "--steps", "2", "--clips", "2", *more])
+
+
+@pytest.fixture(scope="module")
+def chain(micro_scale, micro_model_folder, tmp_path_factory) -> Path:
+    """flow-image-256 from the micro model → distill-guidance → lora, and image-to-video-concat beside it."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert go("flow-image-256", runs, "--from", str(micro_model_folder)) == 0
+    assert go("distill-guidance", runs, "--from", "flow-image-256") == 0
+    assert go("lora", runs) == 0
+    assert go("image-to-video-concat", runs, "--from", "flow-image-256") == 0
+    return runs
+
+
+# -- configs ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_and_the_functions_name_the_same_stages_and_parents_come_first():
+    assert list(STAGES) == list(registry.STAGES)
+    seen: set[str] = set()
+    for name, entry in registry.STAGES.items():
+        assert entry.parent is None or entry.parent in seen
+        assert STAGES[name]("tiny").train.name == name
+        seen.add(name)
+
+
+@pytest.mark.parametrize("scale", registry.SCALES)
+def test_the_report_s_numbers(scale: registry.Scale):
+    vae = STAGES["vae"](scale)
+    assert isinstance(vae, VaeRecipe)
+    loss = vae.loss
+    assert (loss.l1_weight, loss.perceptual_weight, loss.adversarial_weight, loss.kl_weight) == (1, 0.1, 0.05, 1e-6)
+    for stage in vae.train.stages:
+        assert [shape.share for shape in stage.shapes] == [4, 1] and stage.shapes[1].num_frames == 1
+    sizes = [stage.shapes[0].num_frames * stage.shapes[0].height for stage in vae.train.stages]
+    assert sizes == sorted(sizes)
+    assert STAGES["vae-tiling"](scale).loss.tiling_prob == 0.5
+    mix = STAGES["flow-mix-256-512"](scale)
+    assert isinstance(mix, LatentRecipe) and len(mix.image_scales) == 2 and mix.global_batch >= 2
+    batches = {shape.height * shape.width: shape.batch_size for shape in mix.train.stages[0].shapes}
+    assert batches[min(batches)] >= batches[max(batches)]
+    guidance = STAGES["distill-guidance"](scale).task
+    assert (guidance.low, guidance.high) == (1.0, 8.0)
+    for name in ("flow-video-low-short", "flow-video-low-long", "flow-video-high-long", "flow-sft"):
+        images, videos = STAGES[name](scale).images_to_videos
+        assert 0 < images < videos
+
+
+def test_the_paper_scale_is_the_report_s_and_ends_at_the_release_s_sizes():
+    sizes = SIZES["paper"]
+    assert (sizes.dit.hidden_size, sizes.dit.num_double_blocks, sizes.dit.num_single_blocks) == (3072, 20, 40)
+    assert sizes.vae.block_out_channels == (128, 256, 512, 512) and sizes.long[-1] == 129
+    assert set(aspect_buckets(960)) == {(720, 1280), (1280, 720), (1104, 832), (832, 1104), (960, 960)}
+    assert set(aspect_buckets(720)) == {(544, 960), (960, 544), (624, 832), (832, 624), (720, 720)}
+
+
+def test_a_shortened_recipe_keeps_every_stage_and_starts_late_terms_in_proportion():
+    short = shortened(STAGES["vae"]("tiny"), 3)
+    assert isinstance(short, VaeRecipe)
+    assert [stage.steps for stage in short.train.stages] == [1, 1, 1]
+    assert short.loss.adversarial_start == 1 and short.train.sample_every == 0
+
+
+@pytest.mark.parametrize("stage", ["flow-video-high-long", "lora"])
+def test_costs_of_the_13b_are_counted_without_computing(stage: str):
+    (workload,) = workloads(stage, Options("paper"))
+    cost = estimate(workload)
+    every = sum(count for count, _ in cost.parameters.values())
+    assert 12.8e9 < every < 13.3e9
+    recipe = STAGES[stage]("paper")
+    assert cost.samples == pytest.approx(recipe.train.total_steps * recipe.global_batch, rel=0.02)
+    if stage == "flow-video-high-long":
+        step = next(s for s in cost.stages if s.shape.num_frames == 129 and s.shape.width == 1280)
+        # 12.1 PFLOP forward at 720×1280×129 with 256 text tokens, three times that with the backward pass.
+        assert step.flops / step.steps == pytest.approx(3 * 12.1e15, rel=0.01)
+
+
+def test_new_picture_channels_change_nothing_at_first():
+    torch.manual_seed(0)
+    dit = DiT(MICRO.dit)
+    wide = with_picture_channels(dit)
+    assert wide.config.in_channels == 33
+    x, text = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 3, 32)
+    inputs = (torch.tensor([500.0]), text, torch.ones(1, 3, dtype=torch.bool), torch.randn(1, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(wide(torch.cat([x, torch.randn(1, 17, 2, 4, 4)], 1), *inputs), dit(x, *inputs))
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+
+def run_json(runs: Path, name: str) -> dict:
+    return json.loads((runs / name / "run.json").read_text())
+
+
+def test_a_run_says_what_it_started_from(chain: Path, micro_model_folder: Path):
+    assert run_json(chain, "flow-image-256")["lineage"]["kind"] == "model"
+    lineage = run_json(chain, "distill-guidance")["lineage"]
+    assert lineage["from"] == "flow-image-256" and lineage["checkpoint"] == "step_00000002"
+    assert lineage == find_origin("lora", "flow-image-256", chain).record
+    assert run_json(chain, "lora")["lineage"]["from"] == "distill-guidance"
+    assert run_json(chain, "lora")["base"]["text"] == str(micro_model_folder)
+
+
+def test_the_links_carry_weights(chain: Path):
+    image, student = (load_dit(chain / name / "model" / "dit") for name in ("flow-image-256", "distill-guidance"))
+    assert student.config.guidance_embed and not image.config.guidance_embed
+    before, after = image.state_dict(), student.state_dict()
+    moved = [float((after[name] - before[name]).abs().max()) for name in before]
+    assert 0 < max(moved) < 0.2  # two small steps away, in fp16
+    wide = load_model(str(chain / "image-to-video-concat" / "model"))
+    assert wide.dit.config.in_channels == 33 and wide.spec.image_condition_type == "latent_concat"
+    assert not wide.spec.image_optional
+
+
+def test_the_lora_of_the_chain_makes_a_video(chain: Path, tmp_path: Path):
+    out = tmp_path / "out.mp4"
+    model, lora = chain / "distill-guidance" / "model", chain / "lora" / "lora.safetensors"
+    made = ["generate", "--model", str(model), "--lora", str(lora), "--prompt", "a red circle", "--seed", "1"]
+    assert main([*made, "--num-inference-steps", "2", "--output-path", str(out)]) == 0
+    assert read_video(out)[0].shape == (9, 32, 32, 3)
+
+
+def test_the_vae_goes_on_from_its_parent(micro_scale, micro_model_folder: Path, tmp_path: Path):
+    assert go("vae", tmp_path, "--from", str(micro_model_folder)) == 0
+    assert go("vae-tiling", tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "vae-tiling" / "metrics.jsonl").read_text().splitlines()]
+    assert any("val/seam_video" in line for line in lines)
+    assert run_json(tmp_path, "vae-tiling")["lineage"]["from"] == "vae"
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    err = capsys.readouterr().err
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    return err
+
+
+def shards(folder: Path, model: Path, shape=(16, 1, 2, 2), prompt: str = "a red circle", count: int = 3) -> Path:
+    made = {"model": load_model(str(model)).weights_name()}
+    with ShardWriter(folder / "latents", provenance=made) as writer:
+        for _ in range(count):
+            writer.add(LatentSample(torch.randn(shape), torch.randn(4, 32), torch.randn(32), prompt))
+    return folder
+
+
+def test_data_that_cannot_be_used(micro_scale, micro_model_folder, tmp_path, capsys):
+    def attempt(data: Path) -> str:
+        start = ["--from", str(micro_model_folder), "--data", str(data)]
+        return refused(capsys, go("flow-image-256", tmp_path / "runs", *start))
+
+    assert "the buckets are 1x16x16" in attempt(shards(tmp_path / "long", micro_model_folder, (16, 9, 2, 2)))
+    assert "has no caption" in attempt(shards(tmp_path / "mute", micro_model_folder, prompt=" "))
+    whole = shards(tmp_path / "cut", micro_model_folder)
+    file = next((whole / "latents").glob("shard-*"))
+    file.write_bytes(file.read_bytes()[:-40])
+    assert "cut off" in attempt(whole)
+    other = shards(tmp_path / "other", micro_model_folder)
+    index = other / "latents" / "index.json"
+    index.write_text(index.read_text().replace(load_model(str(micro_model_folder)).weights_name(), "x-1-2-3"))
+    assert "made with another VAE or other text encoders" in attempt(other)
+    assert "holds no latents" in attempt(tmp_path)
+    assert not (tmp_path / "runs" / "flow-image-256").exists()
+
+
+def test_parents_that_cannot_be_used(chain: Path, micro_model_folder: Path, tmp_path: Path, capsys):
+    def attempt(stage: str, *more: str) -> str:
+        return refused(capsys, go(stage, tmp_path, *more))
+
+    assert "starts from a run of flow-image-256, but there is none" in attempt("flow-mix-256-512")
+    assert "made a LoRA, which nothing can start from" in attempt("lora", "--from", str(chain / "lora"))
+    assert "33 input channels" in attempt("flow-sft", "--from", str(chain / "image-to-video-concat"))
+    assert "guidance in one pass already" in attempt("distill-guidance", "--from", str(chain / "distill-guidance"))
+    half = tmp_path / "half"
+    shutil.copytree(chain / "flow-image-256", half)
+    (newest,) = (half / "checkpoints").glob("step_00000002")
+    shutil.rmtree(newest)
+    assert "is not finished (0 of 2 steps)" in attempt("flow-mix-256-512", "--from", str(half))
+    assert "Unknown model" in attempt("flow-sft", "--from", "nowhere")
+
+
+def test_a_parent_of_another_scale(chain: Path, tmp_path: Path, capsys):
+    wide = MICRO.dit.model_copy(update={"hidden_size": 64, "rope_axes_dim": (8, 12, 12)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", replace(MICRO, dit=wide))
+        err = refused(capsys, go("flow-sft", tmp_path, "--from", str(chain / "flow-image-256")))
+    assert "trains a transformer of width 64" in err and "has width 32" in err
+
+
+def test_a_run_whose_parent_changed_is_not_gone_on_with(chain: Path, tmp_path: Path, capsys):
+    for name in ("flow-image-256", "distill-guidance"):
+        shutil.copytree(chain / name, tmp_path / name)
+    path = tmp_path / "distill-guidance" / "run.json"
+    path.write_text(path.read_text().replace(run_json(tmp_path, "distill-guidance")["lineage"]["sha256"], "0" * 64))
+    err = refused(capsys, go("distill-guidance", tmp_path, "--from", "flow-image-256"))
+    assert "holds a run that started from flow-image-256 step_00000002 (000000000000)" in err
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["flow-image-25"], "did you mean flow-image-256"),
+        (["flow-sft", "--scale", "huge"], "huge"),
+        (["flow-sft", "--data", "nowhere"], "The folder nowhere of --data does not exist"),
+        (["lora", "--name", "a/b"], "it must be the name of a directory"),
+        (["tiny-image", "--scale", "paper"], "takes no --scale"),
+        (["vae", "--scale", "node"], "reads curated clips; give them with --data"),
+    ],
+)
+def test_options_that_do_not_fit(args: list[str], message: str, tmp_path: Path, capsys):
+    assert message in refused(capsys, main(["train", *args, "--runs-dir", str(tmp_path)]))
+
+
+def test_samples_of_the_world_carry_their_captions(chain: Path):
+    (folder,) = (chain / "world-latents").glob("1x16x16-2")
+    assert all(sample.metadata["caption"]["short"] for sample in ShardDataset(folder).samples)
