@@ -98,9 +98,6 @@ def read_caption(answer: str) -> Caption:
         raise UserError("there is no complete JSON object in the answer")
     values = {name: value for name, value in found.items() if value is not None and name != "camera"}
     caption = Caption(**values)
-    blank = [name for name in ("short", "dense") if not getattr(caption, name).strip()]
-    if blank:
-        raise UserError(f"{blank[0]} is empty")
     if is_refusal(caption.dense):
         raise Declined(f"refused: {caption.dense[:200]}")
     return caption.model_copy(update={name: getattr(caption, name).strip() for name in DESCRIPTIONS})
