@@ -31,7 +31,7 @@ DESCRIPTIONS: tuple[str, ...] = (
 """The seven descriptive fields, in the order of the report."""
 
 PROMPT_PARTS: tuple[str, ...] = ("dense", "background", "shot_type", "camera", "lighting", "style", "atmosphere")
-"""The parts of a rewritten prompt, in its one order. Without `short`, which repeats, and the tags, which no user has."""
+"""The parts of a rewritten prompt, in its one order: without `short`, which repeats, and without tags."""
 
 MAIN_ONLY_PROBABILITY = 0.25
 """How often a training text is the short or the dense description alone, the form in which users write prompts."""

@@ -40,12 +40,15 @@ class Decision(Record):
 
 
 class ClipCaption(Record):
-    """One caption of a clip. `captioner` names what wrote it ("truth", a model name); `text` is the plain prompt;
-    `fields` the structured caption as JSON (the seven fields of report section 3.2), where there is one."""
+    """One caption of a clip. `captioner` names what wrote it ("truth", a model name) and `version` is its key (empty:
+    unknown); `text` is the plain prompt; `fields` the structured caption as JSON (the seven fields of report section
+    3.2), where there is one. `window`: the frames [first, last) of the clip's file that it is about; None: all."""
 
     captioner: str
     text: str
     fields: dict[str, JsonValue] = Field(default_factory=dict)
+    version: str = ""
+    window: tuple[int, int] | None = None
 
 
 class Clip(Record):
