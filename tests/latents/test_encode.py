@@ -205,6 +205,7 @@ def test_parts_and_processes_give_the_same_files(tmp_path: Path) -> None:
         assert (whole / name).read_bytes() == (parts / name).read_bytes() == (many / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_one_sentence_and_loses_only_its_own_file(tmp_path: Path) -> None:
     clips = make_clips(tmp_path, [5] * 2)
     encoders = Encoders(die, "m", "m", "m")
@@ -278,7 +279,7 @@ def test_files_of_another_making_are_refused(tmp_path: Path) -> None:
     encode(clips, tmp_path, tmp_path / "fast", fps=12.0, sizes=VideoSize(1, 32, 32))
     encode(clips, tmp_path, tmp_path / "third", name="third")
     check_mix([ShardDataset(tmp_path / "fresh"), ShardDataset(tmp_path / "fast")])
-    with pytest.raises(UserError, match="third and .*fresh were made with different vae"):
+    with pytest.raises(UserError, match=r"third and .*fresh were made with different vae"):
         Loader([MixEntry(ShardDataset(tmp_path / name)) for name in ("fresh", "third")], 1)
 
 

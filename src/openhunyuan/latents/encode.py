@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -198,10 +199,11 @@ def encode_clips(
             on_sample(done, len(samples))
     missing = [shard for shard in lacking if not shard.is_complete(output)]
     if not missing:
-        index = make_index(shards, made, fps, encoders.model)
+        captions = Counter(sample.said_by for sample in samples)
+        made |= {"captions": sorted(captions), "buckets": sorted(str(size) for size in sizes)}
+        files = [(shard.bucket, len(shard.samples), shard.files()) for shard in shards]
+        index = make_index(files, made, dict(captions), {"model": encoders.model, "fps": fps})
         index["left_out"] = [list(item) for item in left_out]
-        index["made"]["buckets"] = sorted(str(size) for size in sizes)
-        index["fingerprint"] = store.key_of(index["made"])[:12]
         store.write_dataset_index(output, index)
     return EncodeReport(
         len(samples), len(jobs), len(shards) - len(lacking), tuple(left_out), encoded, missing=len(missing)
@@ -276,6 +278,9 @@ class Shard:
     def key(self, kind: str) -> str:
         return store.key_of(list(self.moment_keys if kind == store.MOMENTS else self.text_keys))
 
+    def files(self) -> dict[str, dict[str, str]]:
+        return {kind: {"file": self.file(kind), "key": self.key(kind)} for kind in (store.MOMENTS, store.TEXTS)}
+
     def has(self, output: Path, kind: str) -> bool:
         header = store.read_header(output / self.file(kind))
         return header is not None and header["key"] == self.key(kind)
@@ -311,27 +316,35 @@ def _text_key(sample: Sample, made: dict[str, Any]) -> str:
     return store.key_of([sample.name, said, sample.size.is_image, made["text_encoders"]])
 
 
-def make_index(shards: Sequence[Shard], made: dict[str, Any], fps: float | None, model: str) -> dict[str, Any]:
-    """The index of a dataset; `fingerprint` is not in it yet."""
+def make_index(
+    files: Sequence[tuple[VideoSize, int, dict[str, dict[str, str]]]],
+    made: dict[str, Any],
+    captions: dict[str, int],
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """The index of a dataset.
+
+    Args:
+        files: (bucket, samples, {"moments": {"file", "key"}, "texts": {"file", "key"}}) of every shard.
+        made: what all was made with; the dataset's fingerprint is its hash.
+        captions: captioner and version → how many samples it captioned.
+        provenance: what else is worth knowing; `fps` gives the buckets' seconds.
+    """
     buckets: dict[str, dict[str, Any]] = {}
-    captions: dict[str, int] = {}
-    for shard in shards:
-        name = str(shard.bucket)
-        bucket = buckets.setdefault(name, {"bucket": name, **describe(shard.bucket, fps), "samples": 0, "shards": []})
-        bucket["samples"] += len(shard.samples)
-        entry: dict[str, Any] = {"samples": len(shard.samples)}
-        for kind in (store.MOMENTS, store.TEXTS):
-            entry[kind] = {"file": shard.file(kind), "key": shard.key(kind)}
-        bucket["shards"].append(entry)
-        for sample in shard.samples:
-            captions[sample.said_by] = captions.get(sample.said_by, 0) + 1
+    for size, count, shard in files:
+        bucket = buckets.setdefault(
+            str(size), {"bucket": str(size), **describe(size, provenance.get("fps")), "samples": 0, "shards": []}
+        )
+        bucket["samples"] += count
+        bucket["shards"].append({"samples": count, **shard})
     return {
         "format": store.FORMAT,
-        "samples": sum(bucket["samples"] for bucket in buckets.values()),
+        "fingerprint": store.key_of(made)[:12],
+        "samples": sum(count for _, count, _ in files),
         "buckets": list(buckets.values()),
-        "made": {**made, "captions": sorted(captions)},
+        "made": made,
         "captions": captions,
-        "provenance": {"model": model, "fps": fps},
+        "provenance": provenance,
     }
 
 
@@ -356,7 +369,7 @@ def _run(jobs: Sequence[Shard], job: _Job, workers: int) -> Iterator[tuple[int, 
         return
     known = {kind: store.find_samples(job.output, kind) for kind in (store.MOMENTS, store.TEXTS)}
     if workers < 1:
-        loaded = _lazily(lambda: job.encoders.load(0))
+        loaded = lazily(lambda: job.encoders.load(0))
         for shard in jobs:
             yield _write(shard, job, loaded, _known(shard, known))
         return
@@ -387,14 +400,14 @@ def _known(shard: Shard, known: dict[str, dict[str, store.Place]]) -> dict[str, 
 def _begin(job: _Job, numbers: Any) -> None:
     torch.set_num_threads(1)
     number = numbers.get()
-    _LOADED.update(job=job, networks=_lazily(lambda: job.encoders.load(number)))
+    _LOADED.update(job=job, networks=lazily(lambda: job.encoders.load(number)))
 
 
 def _write_there(shard: Shard, known: dict[str, store.Place]) -> tuple[int, int]:
     return _write(shard, _LOADED["job"], _LOADED["networks"], known)
 
 
-def _lazily(load: Callable[[], Any]) -> Callable[[], Any]:
+def lazily(load: Callable[[], Any]) -> Callable[[], Any]:
     """The same, called once; networks are not loaded for shards that are copied."""
     held: list[Any] = []
 

@@ -363,12 +363,12 @@ class ShardDataset:
 
 
 def check_mix(datasets: Sequence[ShardDataset]) -> None:
-    """Raise UserError unless the datasets may be trained on together: the same VAE, text encoders and preprocessing,
-    as far as each says. Sizes, rates and captioners may differ."""
+    """Raise UserError unless the datasets may be trained on together: the same VAE, text encoders and version of the
+    preprocessing, as far as each says. Sizes, rates and captioners may differ."""
     seen: dict[str, tuple[Any, ShardDataset]] = {}
     for dataset in datasets:
         made = dataset.made
-        made["preprocessing"] = {k: v for k, v in (made.get("preprocessing") or {}).items() if k != "fps"} or None
+        made["preprocessing"] = (made.get("preprocessing") or {}).get("version")
         for what in ("model", "vae", "text_encoders", "preprocessing"):
             value = made.get(what)
             if value is None:

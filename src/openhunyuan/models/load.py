@@ -121,7 +121,7 @@ class LoadedModel:
         return "-".join(_hashes(self.files.vae))
 
     def text_name(self) -> str:
-        """Identifies what makes text states: hashes of both text encoders' weights, and of the folder's own template."""
+        """Identifies what makes text states: hashes of both text encoders' weights and of the folder's template."""
         names = [*_hashes(self.files.text_encoder), *_hashes(self.files.text_encoder_2)]
         template = self.files.text_encoder / TEMPLATE_FILE
         return "-".join([*names, file_sha256(template)[:16]] if template.is_file() else names)
