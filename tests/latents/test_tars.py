@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.latents.shards import LatentSample, ShardDataset, ShardWriter
@@ -24,7 +25,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_webdataset_library_reads_every_sample(data: Path, tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     report = export_tars(data / "latents", tmp_path, samples_per_tar=2, clips=data)
     assert (report.samples, report.tars, report.written) == (3, 2, 2)
     dataset = ShardDataset(data / "latents")

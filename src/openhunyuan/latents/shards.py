@@ -345,9 +345,16 @@ class ShardDataset:
             states=texts.tensor("states", number),
             pooled=texts.tensor("pooled", number),
             prompt=said["prompt"],
-            metadata={**moments.header["samples"][number], **said["metadata"]},
+            metadata=self.metadata(index),
             logvar=moments.tensor("logvar", number) if moments.has("logvar") else None,
         )
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What is known of a sample; reads no tensor."""
+        if self._held:
+            return self._held[index].metadata
+        moments, texts, number = self._places[index]
+        return {**moments.header["samples"][number], **texts.header["samples"][number]["metadata"]}
 
     def buckets(self) -> dict[tuple[int, ...], list[int]]:
         """Latent shape -> indices of the samples that have it."""
