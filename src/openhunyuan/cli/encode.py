@@ -55,7 +55,7 @@ class EncodeOptions(Record):
         None, description="Use this captioner's captions (NAME or NAME@VERSION); default: the newest of each clip."
     )
     tiled: bool = Field(False, description="Encode tile by tile, for samples too large for the memory.")
-    samples_per_shard: int = Field(256, ge=1, description="Samples in one file.")
+    samples_per_shard: int = Field(256, ge=1, description="Samples in one file, at most.")
     workers: int = Field(0, ge=0, description="Processes that encode, each with the model; 0 = none but this one.")
     part: str = Field("1/1", description="N/OF: only every OF-th file, beginning with the N-th, of several such runs.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
@@ -138,11 +138,11 @@ def run(args: Sequence[str]) -> int:
             on_sample=lambda done, total: show("latents", done, total),
         )
     out = console(stderr=True)
-    left_out = len(report.left_out) + len(kept) - len(captioned)
     out.print(f"{report.samples} samples in {report.written + report.skipped + report.missing} shards, ", end="")
     out.print(f"{report.written} written now")
-    if left_out:
-        out.print(f"{left_out} of {len(kept)} clips left out: too short, or without a caption")
+    for count, why in ((len(report.left_out), "too short"), (len(kept) - len(captioned), "without a caption")):
+        if count:
+            out.print(f"{count} of {len(kept)} clips left out: {why}")
     if report.missing:
         out.print(f"{report.missing} shards are other parts' work; the index appears with the last")
     print(output)

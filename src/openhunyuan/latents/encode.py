@@ -33,6 +33,8 @@ from openhunyuan.latents.captions import CAPTION, PromptEncoder
 PREPROCESSING = 1
 """Raised when the same clip would give other pixels than before."""
 TEXTS_AT_ONCE = 16
+FILE_BYTES = 2**29
+"""Moments in one file, at most; a file is put together in memory. Counted with the released VAE's 16 channels."""
 
 
 class Distribution(Protocol):
@@ -213,7 +215,8 @@ def encode_clips(
 def plan_samples(
     clips: Sequence[Clip], sizes: Sequence[VideoSize], fps: float | None, captioner: str | None = None
 ) -> tuple[list[Sample], list[tuple[str, str]]]:
-    """(samples in the order of the clips, (clip, reason) of those left out). Dropped clips are neither."""
+    """(samples in the order of the clips, (clip, or CLIP@FRAME for a window, and reason) of those left out). Dropped
+    clips are neither."""
     samples: list[Sample] = []
     left_out: list[tuple[str, str]] = []
     for clip in clips:
@@ -222,18 +225,16 @@ def plan_samples(
         if clip.path is None:
             left_out.append((clip.id, "has no file"))
             continue
-        longest = 0
-        found = []
         for caption in chosen_captions(clip, captioner):
             first, last = caption.window or (0, clip.num_frames)
             available = frames_at(clip, fps, first, min(last, clip.num_frames))
-            longest = max(longest, available)
-            if size := choose_bucket(sizes, available, clip.height, clip.width):
-                found.append(Sample(clip, caption, first, size))
-        samples += found
-        if not found:
-            needed = min(size.num_frames for size in sizes)
-            left_out.append((clip.id, f"has {longest} of the {needed} frames needed"))
+            size = choose_bucket(sizes, available, clip.height, clip.width)
+            if size:
+                samples.append(Sample(clip, caption, first, size))
+            else:
+                needed = min(size.num_frames for size in sizes)
+                name = f"{clip.id}@{first}" if first else clip.id
+                left_out.append((name, f"has {available} of the {needed} frames needed"))
     return samples, left_out
 
 
@@ -301,8 +302,15 @@ def _shards(samples: Sequence[Sample], made: dict[str, Any], samples_per_shard: 
             tuple(_text_key(sample, made) for sample in group),
         )
         for bucket, held in sorted(buckets.items(), key=lambda item: str(item[0]))
-        for group in (held[i : i + samples_per_shard] for i in range(0, len(held), samples_per_shard))
+        for group in _groups(held, bucket, samples_per_shard)
     ]
+
+
+def _groups(held: list[Sample], bucket: VideoSize, most: int) -> list[list[Sample]]:
+    latent = bucket.latent
+    one = 2 * 2 * 16 * latent.frames * latent.height * latent.width
+    count = max(1, min(most, FILE_BYTES // one))
+    return [held[i : i + count] for i in range(0, len(held), count)]
 
 
 def _moments_key(sample: Sample, made: dict[str, Any]) -> str:
@@ -439,7 +447,7 @@ def _write_moments(shard: Shard, job: _Job, networks: Callable[[], Networks], kn
                 tensors[f"{name}/{i:06d}"] = readers.tensor(place, name)
             continue
         mean, logvar = _moments(sample, job, networks())
-        tensors[f"mean/{i:06d}"], tensors[f"logvar/{i:06d}"] = mean, logvar
+        tensors[f"mean/{i:06d}"], tensors[f"logvar/{i:06d}"] = mean.half(), logvar.half()
         encoded += 1
     about = [
         {

@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,14 @@ def write_file(
     known of each sample, JSON.
 
     Raises:
-        ValueError: a value that fp16 cannot hold; names the sample.
+        UserError: a value that fp16 cannot hold; names the sample.
     """
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         half = tensor.detach().to("cpu", torch.float16).contiguous()
         if not torch.isfinite(half).all():
-            sample = about[int(name.split("/")[1])]
-            raise ValueError(f"{name} of {path.name} is not finite in fp16 ({json.dumps(sample)[:200]})")
+            kind, number = name.split("/")
+            raise UserError(f"The {kind} of sample {about[int(number)]['sample']} is not finite in half precision.")
         stored[name] = half
     header = {
         "format": FORMAT,
@@ -114,23 +115,23 @@ class Reader:
         if key is not None and header["key"] != key:
             raise UserError(f"{path} is not the file that the index was written for; encode the clips again.")
         self.path, self.header = path, header
-        self._file: Any = None
 
     def tensor(self, name: str, number: int) -> Tensor:
         """For instance ("mean", 3): fp16."""
-        return self._open().get_tensor(f"{name}/{number:06d}")
+        file, _ = _opened(self.path, self.path.stat().st_mtime_ns)
+        return file.get_tensor(f"{name}/{number:06d}")
 
     def has(self, name: str) -> bool:
         """Whether the file has tensors of that name."""
-        return f"{name}/{0:06d}" in self._open().keys()  # noqa: SIM118 - no mapping
+        _, names = _opened(self.path, self.path.stat().st_mtime_ns)
+        return name in names
 
-    def _open(self) -> Any:
-        if self._file is None:
-            self._file = safe_open(self.path, framework="pt").__enter__()
-        return self._file
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}  # a mapped file stays in its process
+@lru_cache(maxsize=64)
+def _opened(path: Path, _changed: int) -> tuple[Any, frozenset[str]]:
+    """A mapped file and the kinds of tensors in it. A dataset may have more files than a process may hold open."""
+    file: Any = safe_open(path, framework="pt").__enter__()
+    return file, frozenset(name.split("/")[0] for name in file.keys())  # noqa: SIM118 - no mapping
 
 
 def write_dataset_index(folder: Path, index: dict[str, Any]) -> None:
@@ -236,7 +237,7 @@ def remove_from_store(folder: Path, gone: Any) -> int:
             bucket["samples"] = sum(shard["samples"] for shard in kept)
         index["buckets"] = [bucket for bucket in index["buckets"] if bucket["shards"]]
         index["samples"] = sum(bucket["samples"] for bucket in index["buckets"])
-        index["left_out"] = [item for item in index.get("left_out", []) if not gone({"clip": item[0]})]
+        index["left_out"] = [item for item in index.get("left_out", []) if not gone({"clip": item[0].split("@")[0]})]
         if index["buckets"]:
             write_atomic(path, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
         else:
