@@ -60,20 +60,21 @@ class LocalVision:
         from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForImageTextToText
 
+        auto: Any = AutoModelForImageTextToText
         path = check_folder(folder)
         where = device if isinstance(device, torch.device) else pick_device(device)
         try:
             config = AutoConfig.from_pretrained(str(path), **_SAFE)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"The config.json of the captioner folder {path} cannot be used: {error}") from None
-        if type(config) not in AutoModelForImageTextToText._model_mapping:
+        if type(config) not in auto._model_mapping:
             raise UserError(
                 f"The captioner folder {path} holds a {config.model_type}, which transformers does not know as a model "
                 "of pictures and text."
             )
         processor = load_processor(path, config)
         try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
+            model, report = auto.from_pretrained(
                 str(path),
                 dtype=pick_dtype(dtype, where),
                 use_safetensors=True,

@@ -104,9 +104,7 @@ def run(args: Sequence[str]) -> int:
     kept = [clip for clip in read_clips(options.data) if not clip.dropped]
     output = Path(options.output) if options.output else Path(options.data) / "latents"
 
-    from openhunyuan.latents.encode import chosen_captions, encode_clips
-
-    captioned = [clip for clip in kept if clip.captions and _has_caption(chosen_captions, clip, options.captioner)]
+    captioned = [clip for clip in kept if clip.captions_of(options.captioner)]
     if not captioned:
         by = f" by {options.captioner}" if options.captioner else ""
         raise UserError(
@@ -115,6 +113,7 @@ def run(args: Sequence[str]) -> int:
     check_folder(output)
 
     from openhunyuan.latents.buckets import parse_buckets
+    from openhunyuan.latents.encode import encode_clips
     from openhunyuan.models.load import load_model
     from openhunyuan.models.zoo import check_model
 
@@ -147,13 +146,6 @@ def run(args: Sequence[str]) -> int:
         out.print(f"{report.missing} shards are other parts' work; the index appears with the last")
     print(output)
     return 0
-
-
-def _has_caption(chosen, clip, captioner: str | None) -> bool:  # noqa: ANN001
-    try:
-        return bool(chosen(clip, captioner))
-    except UserError:
-        return False
 
 
 def _part(text: str) -> tuple[int, int]:

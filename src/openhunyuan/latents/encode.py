@@ -121,35 +121,6 @@ class Sample:
         """The clip's id, and the frame with which it begins where that is not the first one."""
         return f"{self.clip.id}@{self.first}" if self.first else self.clip.id
 
-    @property
-    def said_by(self) -> str:
-        """The captioner and its version."""
-        return signature(self.caption)
-
-
-def signature(caption: ClipCaption) -> str:
-    """The captioner and its version, as "vision@0123456789abcdef"."""
-    return f"{caption.captioner}@{caption.version}" if caption.version else caption.captioner
-
-
-def chosen_captions(clip: Clip, captioner: str | None = None) -> list[ClipCaption]:
-    """The captions a clip is trained on: the newest one, or those of its windows where its captioner wrote some.
-
-    captioner: take that one's, by its name or as NAME@VERSION (the version may be cut short). Raises UserError when
-    there is none.
-    """
-    if captioner is None:
-        wanted = list(clip.captions)
-    else:
-        name, at, version = captioner.partition("@")
-        wanted = [c for c in clip.captions if c.captioner == name and c.version.startswith(version if at else "")]
-    if not wanted:
-        raise UserError(f"Clip {clip.id} has no caption; caption the clips before encoding them.")
-    newest = wanted[-1]
-    if newest.window is None:
-        return [newest]
-    return [c for c in wanted if c.window is not None and signature(c) == signature(newest)]
-
 
 def encode_clips(
     clips: Sequence[Clip],
@@ -201,7 +172,7 @@ def encode_clips(
             on_sample(done, len(samples))
     missing = [shard for shard in lacking if not shard.is_complete(output)]
     if not missing:
-        captions = Counter(sample.said_by for sample in samples)
+        captions = Counter(sample.caption.signature for sample in samples)
         made |= {"captions": sorted(captions), "buckets": sorted(str(size) for size in sizes)}
         files = [(shard.bucket, len(shard.samples), shard.files()) for shard in shards]
         index = make_index(files, made, dict(captions), {"model": encoders.model, "fps": fps})
@@ -225,7 +196,10 @@ def plan_samples(
         if clip.path is None:
             left_out.append((clip.id, "has no file"))
             continue
-        for caption in chosen_captions(clip, captioner):
+        captions = clip.captions_of(captioner)
+        if not captions:
+            raise UserError(f"Clip {clip.id} has no caption; caption the clips before encoding them.")
+        for caption in captions:
             first, last = caption.window or (0, clip.num_frames)
             available = frames_at(clip, fps, first, min(last, clip.num_frames))
             size = choose_bucket(sizes, available, clip.height, clip.width)
@@ -320,7 +294,7 @@ def _moments_key(sample: Sample, made: dict[str, Any]) -> str:
 
 def _text_key(sample: Sample, made: dict[str, Any]) -> str:
     caption = sample.caption
-    said = [caption.text, caption.fields, signature(caption), sample.clip.camera]
+    said = [caption.text, caption.fields, caption.signature, sample.clip.camera]
     return store.key_of([sample.name, said, sample.size.is_image, made["text_encoders"]])
 
 
@@ -481,7 +455,7 @@ def _write_texts(shard: Shard, job: _Job, networks: Callable[[], Networks], know
         encode_texts(networks().text, [shard.samples[i].caption.text for i in rows], rows, kind, tensors)
     about = []
     for sample in shard.samples:
-        metadata: dict[str, Any] = {"camera": sample.clip.camera, "captioner": sample.said_by}
+        metadata: dict[str, Any] = {"camera": sample.clip.camera, "captioner": sample.caption.signature}
         if sample.caption.fields:
             metadata[CAPTION] = sample.caption.fields  # other texts can be assembled from it when batches are made
         about.append(
