@@ -18,7 +18,7 @@ from openhunyuan.cli.main import main
 from openhunyuan.curate.clip import Clip, ClipCaption, read_manifest
 from openhunyuan.curate.run import Plan, curate
 from openhunyuan.evals.run import run_alignment
-from openhunyuan.latents.encode import encode_clips, to_pixels
+from openhunyuan.latents.encode import Encoders, encode_clips, to_pixels
 from openhunyuan.latents.shards import ShardDataset
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
@@ -130,7 +130,7 @@ def test_the_path(tmp_path: Path) -> None:
     text = TextEncoder.from_folder(runs / "text/text_encoder", runs / "text/text_encoder_2")
 
     # Clips → latents.
-    report = encode_clips(clips, data, tmp_path / "latents", vae, text, SIZE, "micro", fps=FPS)
+    report = encode_clips(clips, data, tmp_path / "latents", Encoders.of(vae, text, "micro"), SIZE, fps=FPS)
     dataset = ShardDataset(tmp_path / "latents")
     assert report.samples == len(dataset) == len(clips)
     assert dataset[0].latents.shape == (16, 3, 4, 4)

@@ -11,10 +11,12 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.caption.captioner import Captioned, Captioner, Declined, Item, TryLater, caption_clips
 from openhunyuan.caption.measured import Measured, colour_name, measured_caption
 from openhunyuan.caption.schema import Caption
-from openhunyuan.caption.vision import Endpoint, Vision, read_caption
+from openhunyuan.caption.vision import ANSWER_SCHEMA, Endpoint, Vision, read_caption
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.run import Plan, curate, read_clips
+from openhunyuan.curate.stage import Outcome, Stage
+from openhunyuan.curate.tables import Table
 from tests.curate.films import save, shot
 from tests.infer.rewrite_server import hang, raw, says, serving, status
 
@@ -46,7 +48,7 @@ def data(curated: Path, tmp_path: Path) -> Path:
 
 def vision(url: str, **options: float) -> Vision:
     endpoint = Endpoint(url, "m", timeout=options.get("timeout", 30.0), retries=0, backoff=0.01)
-    return Vision(model="m", frames=3, side=64).at(endpoint)
+    return Vision(model="m", frames=3, side=64, window=options.get("window")).at(endpoint)
 
 
 class Scripted(Captioner):
@@ -191,6 +193,58 @@ def test_an_answer_names_no_camera() -> None:
     assert read_caption(json.dumps({**GOOD, "camera": "pan left"})).camera is None
     with pytest.raises(UserError):
         read_caption('{"short": "x", "dense": " "}')
+
+
+def test_a_server_of_vllm_is_asked_to_hold_the_model_to_the_form(data: Path) -> None:
+    with serving(says(GOOD)) as server:
+        seer = Endpoint(server.url, "m", retries=0, structured=True)
+        caption_clips(data, Vision(model="m", frames=1, structured=True).at(seer))
+    (form,) = [call["response_format"] for call in server.calls[:1]]
+    assert (form["type"], form["json_schema"]["schema"]) == ("json_schema", ANSWER_SCHEMA)
+    read_caption(json.dumps(dict.fromkeys(ANSWER_SCHEMA["properties"], "a")))
+
+
+def test_long_clips_are_captioned_in_windows(data: Path) -> None:
+    with serving(says(GOOD), says("", refusal="not this"), says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url, window=0.4))  # clips of 24, 20 and 20 frames, 24 a second
+    assert (report.written, report.declined) == (3, 0)
+    assert len(server.calls) == 2 + 2 + 2
+    assert "refused" in report.reasons[0][0]
+    windows = [[c.window for c in clip.captions] for clip in read_clips(data)]
+    assert windows == [[(0, 12)], [(0, 10), (10, 20)], [(0, 10), (10, 20)]]  # what was refused has no caption
+    assert "3 frames of a clip of 0.5 seconds" in server.calls[0]["messages"][1]["content"][0]["text"]
+    first, second = (server.calls[i]["messages"][1]["content"][1]["image_url"]["url"] for i in (0, 1))
+    assert first != second
+    with serving(says(GOOD)) as server:
+        assert caption_clips(data, vision(server.url, window=0.4), retry=True).written == 1
+        assert caption_clips(data, vision(server.url, window=9.0)).written == 3
+    assert read_clips(data)[0].captions[-1].window is None
+
+
+class Cameras(Stage):
+    """Stands in for the measure that classifies camera moves."""
+
+    name: ClassVar[str] = "camera"
+
+
+def test_a_camera_label_enters_captions_when_it_is_sure_enough_and_when_it_is_measured_later(data: Path) -> None:
+    caption_clips(data, Scripted())
+    clips = read_clips(data)
+    rows = {
+        clips[0].id: {"first": [0], "last": [24], "move": ["pan left"], "confidence": [0.95]},
+        clips[1].id: {"first": [0, 10], "last": [10, 20], "move": ["static", "none"], "confidence": [0.99, 0.9]},
+        clips[2].id: {"first": [0], "last": [20], "move": ["zoom in"], "confidence": [0.8]},
+    }
+    Table(data, Cameras()).add(Outcome(key, (row,)) for key, row in rows.items())
+    assert caption_clips(data, Scripted()).known == 3
+    assert len(Scripted.calls) == 3  # nothing was asked again
+    assert [clip.camera for clip in read_clips(data)] == ["pan left", None, None]
+    assert read_clips(data)[0].captions[0].fields["camera"] == "pan left"
+    caption_clips(data, Scripted(), camera_gate=0.75)
+    assert [clip.camera for clip in read_clips(data)] == ["pan left", None, "zoom in"]
+    with serving(says(GOOD)) as server:
+        caption_clips(data, vision(server.url, window=0.4))
+    assert [c.fields["camera"] for c in read_clips(data)[1].captions[-2:]] == ["static", None]
 
 
 def test_nothing_to_caption_is_one_sentence(tmp_path: Path) -> None:

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.caption.schema import DESCRIPTIONS, KEEP_PROBABILITY, MAIN_ONLY_PROBABILITY, Caption, assemble
+from openhunyuan.caption.schema import (
+    DESCRIPTIONS,
+    KEEP_PROBABILITY,
+    MAIN_ONLY_PROBABILITY,
+    PROMPT_PARTS,
+    Caption,
+    assemble,
+    combine,
+)
+from openhunyuan.infer.rewrite.answer import read_answer
 
 CAPTION = Caption(
     short="SHORT",
@@ -26,8 +37,9 @@ def test_schema_is_strict_and_frozen() -> None:
         Caption(short="a", dense="b", camera="dolly")
     with pytest.raises(UserError, match="style"):
         Caption(short="a", dense="b", stile="flat")  # pyright: ignore[reportCallIssue]
-    with pytest.raises(UserError):
-        Caption(short="", dense="b")
+    for blank in ("", " \n"):
+        with pytest.raises(UserError, match="short is empty"):
+            Caption(short=blank, dense="b")
     with pytest.raises(ValidationError):
         CAPTION.short = "other"  # pyright: ignore[reportAttributeAccessIssue]
     assert Caption.model_validate_json(CAPTION.model_dump_json()) == CAPTION
@@ -49,7 +61,7 @@ def test_dropout_rates() -> None:
     texts = [assemble(CAPTION, rng) for _ in range(4000)]
     alone = sum(text in ("SHORT", "DENSE") for text in texts) / len(texts)
     assert abs(alone - MAIN_ONLY_PROBABILITY) < 0.03
-    for part in ("STYLE", "LIGHT", "the camera pans left", "one, two"):
+    for part in ("STYLE", "LIGHT", "The camera pans left", "One, two"):
         rate = sum(part in text for text in texts) / len(texts)
         assert abs(rate - (1 - MAIN_ONLY_PROBABILITY) * KEEP_PROBABILITY) < 0.03, part
 
@@ -59,3 +71,12 @@ def test_empty_parts_leave_no_trace() -> None:
     for seed in range(50):
         text = assemble(bare, np.random.default_rng(seed))
         assert text and ".." not in text and "  " not in text and not text.startswith(".")
+
+
+def test_a_rewritten_prompt_is_a_text_that_training_draws_to_the_byte() -> None:
+    fields = {"short": "a fox", "dense": "a red fox  runs", "lighting": 'a sign says "OPEN."', "camera": "zoom in"}
+    prompt = read_answer(json.dumps(fields), "a fox").text
+    assert prompt == 'A red fox runs. The camera zooms in. A sign says "OPEN."'
+    drawn = {assemble(Caption(**fields), np.random.default_rng(seed)) for seed in range(600)}
+    assert prompt in drawn
+    assert prompt == combine(Caption(**fields), PROMPT_PARTS)

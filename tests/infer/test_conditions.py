@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.sizes import aspect_buckets
 from openhunyuan.infer.conditions import (
     BUCKET_SIDES,
+    BUCKET_STEP,
     FrameCondition,
-    buckets,
     choose_bucket,
     first_frames,
     fit_image,
@@ -28,7 +29,7 @@ from openhunyuan.models.vae.model import CausalVAE
 def test_buckets_are_the_released_ones(resolution: str, count: int) -> None:
     """Their number is a release fact; each holds as many 32x32 cells as the square allows, or a row or column less."""
     side = BUCKET_SIDES[resolution]
-    found = buckets(side)
+    found = aspect_buckets(side, BUCKET_STEP)
     assert len(set(found)) == len(found) == count
     for height, width in found:
         assert height % 32 == width % 32 == 0
@@ -39,8 +40,8 @@ def test_buckets_are_the_released_ones(resolution: str, count: int) -> None:
 
 
 def test_720p_has_the_published_wide_bucket() -> None:
-    assert (704, 1280) in buckets(960)
-    assert (720, 1280) not in buckets(960)
+    assert (704, 1280) in aspect_buckets(960, BUCKET_STEP)
+    assert (720, 1280) not in aspect_buckets(960, BUCKET_STEP)
     # 16:9 lies between 704x1280 and 704x1248; a wide picture takes the one that is less wide.
     assert choose_bucket(1080, 1920, "720p") == (704, 1248)
     assert choose_bucket(1090, 2000, "720p") == (704, 1280)
@@ -53,7 +54,7 @@ def test_720p_has_the_published_wide_bucket() -> None:
 @pytest.mark.parametrize("resolution", BUCKET_SIDES)
 def test_a_bucket_cuts_the_longer_side_and_is_the_nearest_that_does(shape: tuple[int, int], resolution: str) -> None:
     height, width = choose_bucket(*shape, resolution)
-    aspect, ratios = shape[0] / shape[1], [h / w for h, w in buckets(BUCKET_SIDES[resolution])]
+    aspect, ratios = shape[0] / shape[1], [h / w for h, w in aspect_buckets(BUCKET_SIDES[resolution], BUCKET_STEP)]
     if aspect >= 1:
         assert height / width <= aspect + 1e-5
         assert not any(height / width + 1e-9 < ratio < aspect - 1e-5 for ratio in ratios)

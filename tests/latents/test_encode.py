@@ -1,8 +1,12 @@
-"""Encoding clips into shards: right frames, right text, resumable, and nothing left out silently."""
+"""Encoding clips: right frames, right text, nothing encoded twice, deleted, mixed or left out silently."""
 
 import json
+import math
+import os
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,27 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import write_video
 from openhunyuan.curate.clip import Clip, ClipCaption, clip_id
-from openhunyuan.latents.encode import encode_clips, frame_numbers, to_pixels
-from openhunyuan.latents.shards import INDEX_NAME, ShardDataset
+from openhunyuan.latents.buckets import parse_buckets
+from openhunyuan.latents.encode import (
+    EncodeReport,
+    Encoders,
+    Networks,
+    encode_clips,
+    frame_numbers,
+    frames_at,
+    to_pixels,
+)
+from openhunyuan.latents.shards import (
+    INDEX_NAME,
+    LatentSample,
+    Loader,
+    MixEntry,
+    ShardDataset,
+    ShardWriter,
+    check_mix,
+    remove_samples,
+)
+from openhunyuan.latents.store import read_header
 
 SIZE = VideoSize(5, 32, 32)
 
@@ -23,21 +46,35 @@ class MeanVAE:
     """Stands in for the VAE: latents are frame means, so that a test can see which frames were read."""
 
     calls = 0
+    config = SimpleNamespace(scaling_factor=0.5)
 
-    def encode_latents(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, tiling: object = None) -> SimpleNamespace:
         self.calls += 1
-        return x[:, :1, ::4].mean((3, 4), keepdim=True).expand(-1, 16, -1, 4, 4)
+        height, width = x.shape[3] // 8, x.shape[4] // 8
+        mean = 2 * x[:, :1, ::4].mean((3, 4), keepdim=True).expand(-1, 16, -1, height, width)
+        return SimpleNamespace(mean=mean, logvar=torch.full_like(mean, -2.0))
 
 
 class LengthText:
     """Stands in for the text encoders: one token a word, padded with garbage that must not be stored."""
 
     def encode(self, prompts: list[str], data_type: str = "video") -> SimpleNamespace:
-        words = len(prompts[0].split())
-        states = torch.full((1, 12, 8), 99.0)
-        states[0, :words] = 1.0
-        mask = torch.arange(12)[None] < words
-        return SimpleNamespace(states=states, mask=mask, pooled=torch.full((1, 6), float(words)))
+        self.asked = [*getattr(self, "asked", []), *prompts]
+        words = torch.tensor([len(prompt.split()) for prompt in prompts])
+        mask = torch.arange(12)[None] < words[:, None]
+        states = torch.where(mask[..., None], 1.0, 99.0).expand(-1, -1, 8)
+        return SimpleNamespace(states=states, mask=mask, pooled=words[:, None].expand(-1, 6).float())
+
+
+def encode(clips: list[Clip], folder: Path, output: Path, vae: MeanVAE | None = None, **options: Any) -> EncodeReport:
+    encoders = Encoders.of(vae or MeanVAE(), options.pop("text", None) or LengthText(), options.pop("name", "m"))
+    sizes = options.pop("sizes", SIZE)
+    return encode_clips(clips, folder, output, encoders, sizes, **{"samples_per_shard": 2, **options})
+
+
+def of_current(folder: Path) -> list[str]:
+    index = json.loads((folder / INDEX_NAME).read_text())
+    return sorted(s[kind]["file"] for b in index["buckets"] for s in b["shards"] for kind in ("moments", "texts"))
 
 
 def make_clips(folder: Path, lengths: list[int]) -> list[Clip]:
@@ -59,71 +96,243 @@ def make_clips(folder: Path, lengths: list[int]) -> list[Clip]:
 
 def test_samples_hold_the_clip_and_its_caption(tmp_path: Path) -> None:
     clips = make_clips(tmp_path, [5, 7, 9])
-    report = encode_clips(clips, tmp_path, tmp_path / "out", MeanVAE(), LengthText(), SIZE, "m", samples_per_shard=2)
-    assert (report.samples, report.written, report.left_out) == (3, 2, ())
-    for i, sample in enumerate(ShardDataset(tmp_path / "out").samples):
+    report = encode(clips, tmp_path, tmp_path / "out")
+    assert (report.samples, report.written, report.encoded, report.left_out) == (3, 2, 3, ())
+    dataset = ShardDataset(tmp_path / "out")
+    assert dataset.shapes == [(16, 2, 4, 4)] * 3
+    for i, sample in enumerate(dataset.samples):
         assert sample.prompt == clips[i].captions[0].text
         assert sample.states.shape == (i + 1, 8)
         assert (sample.states == 1).all()
         assert sample.metadata["clip"] == clips[i].id
         expected = torch.tensor([20.0 + 30 * i, 60.0 + 30 * i]) / 127.5 - 1
-        assert torch.allclose(sample.latents[0, :, 0, 0].float(), expected, atol=0.03)
+        assert torch.allclose(sample.latents[0, :, 0, 0].float(), expected, atol=0.03)  # scaled by 0.5
+        assert sample.logvar is not None
+        assert torch.allclose(sample.logvar.float(), torch.tensor(-2.0 + 2 * math.log(0.5)), atol=2e-3)
 
 
-def test_a_second_run_encodes_nothing_and_a_changed_caption_only_its_shard(tmp_path: Path) -> None:
-    clips, out, vae = make_clips(tmp_path, [5] * 6), tmp_path / "out", MeanVAE()
-    encode_clips(clips, tmp_path, out, vae, LengthText(), SIZE, "m", samples_per_shard=2)
-    files = {p.name: p.read_bytes() for p in out.iterdir()}
-    again = encode_clips(clips, tmp_path, out, vae, LengthText(), SIZE, "m", samples_per_shard=2)
-    assert (again.written, again.skipped, vae.calls) == (0, 3, 6)
-    assert files == {p.name: p.read_bytes() for p in out.iterdir()}
+def test_latents_are_drawn_from_their_distribution_by_seed_sample_and_epoch(tmp_path: Path) -> None:
+    encode(make_clips(tmp_path, [5]), tmp_path, tmp_path / "out")
+    sample = ShardDataset(tmp_path / "out")[0]
+    drawn = sample.drawn(1, 2, 3)
+    assert torch.equal(drawn.latents, sample.drawn(1, 2, 3).latents)
+    others = [sample.drawn(*key).latents for key in ((0, 2, 3), (1, 0, 3), (1, 2, 0))]
+    assert not any(torch.equal(drawn.latents, other) for other in others)
+    away = torch.stack([sample.drawn(0, n, 0).latents - sample.latents.float() for n in range(40)])
+    assert abs(float(away.mean())) < 0.01
+    assert float(away.std()) == pytest.approx(math.exp(-1.0) * 0.5, rel=0.02)
+    with pytest.raises(UserError, match="none can be drawn"):
+        LatentSample(sample.latents, sample.states, sample.pooled, "modes").drawn(0, 0, 0)
+    modes, draws = (Loader(ShardDataset(tmp_path / "out"), 1, draw=draw) for draw in (False, True))
+    assert torch.equal(modes.batch(0)["latents"], modes.batch(1)["latents"])
+    assert not torch.equal(draws.batch(0)["latents"], draws.batch(1)["latents"])  # two epochs
+    assert torch.equal(
+        draws.batch(1)["latents"], Loader(ShardDataset(tmp_path / "out"), 1, draw=True).batch(1)["latents"]
+    )
+
+
+def test_a_second_run_encodes_nothing_and_a_changed_caption_its_text_alone(tmp_path: Path) -> None:
+    clips, out, vae, text = make_clips(tmp_path, [5] * 6), tmp_path / "out", MeanVAE(), LengthText()
+    encode(clips, tmp_path, out, vae, text=text)
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    again = encode(clips, tmp_path, out, vae, text=text)
+    assert (again.written, again.skipped, vae.calls, len(text.asked)) == (0, 3, 6, 6)
+    assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     changed = [*clips[:3], clips[3].with_caption(ClipCaption(captioner="better", text="new words")), *clips[4:]]
-    report = encode_clips(changed, tmp_path, out, vae, LengthText(), SIZE, "m", samples_per_shard=2)
-    assert (report.written, report.skipped, vae.calls) == (1, 2, 8)
+    report = encode(changed, tmp_path, out, vae, text=text)
+    assert (report.written, report.skipped, report.encoded) == (1, 2, 0)
+    assert text.asked[6:] == ["new words"]
     assert ShardDataset(out)[3].prompt == "new words"
-    assert encode_clips(clips, tmp_path, out, vae, LengthText(), SIZE, "other", samples_per_shard=2).written == 3
+    assert set(files) < set(out.rglob("*"))  # nothing is deleted, and the dataset before can still be read
+    before = json.loads(files[out / INDEX_NAME])["fingerprint"]
+    assert ShardDataset(out, before)[3].prompt == clips[3].captions[0].text
+    encode(clips, tmp_path, out, vae, text=text)
+    assert (vae.calls, len(text.asked)) == (6, 7)
+    assert encode(clips, tmp_path, out, vae, name="other").encoded == 6
+
+
+def test_a_clip_in_the_middle_moves_samples_between_files_and_is_the_only_one_encoded(tmp_path: Path) -> None:
+    clips, out, vae, text = make_clips(tmp_path, [5] * 5), tmp_path / "out", MeanVAE(), LengthText()
+    encode([*clips[:1], *clips[2:]], tmp_path, out, vae, text=text)
+    report = encode(clips, tmp_path, out, vae, text=text)
+    assert (report.encoded, vae.calls, len(text.asked)) == (1, 5, 5)
+    fresh = tmp_path / "fresh"
+    encode(clips, tmp_path, fresh)
+    assert of_current(out) == of_current(fresh)
+    assert all((out / name).read_bytes() == (fresh / name).read_bytes() for name in of_current(out))
 
 
 def test_a_structured_caption_travels_with_its_sample(tmp_path: Path) -> None:
     clips, out = make_clips(tmp_path, [5] * 2), tmp_path / "out"
     said = ClipCaption(captioner="truth", text="a", fields={"short": "a", "dense": "a b"})
     clips[0] = clips[0].with_caption(said)
-    encode_clips(clips, tmp_path, out, MeanVAE(), LengthText(), SIZE, "m")
+    encode(clips, tmp_path, out)
     assert ShardDataset(out)[0].metadata["caption"] == {"short": "a", "dense": "a b"}
     assert "caption" not in ShardDataset(out)[1].metadata
     other = [clips[0].with_caption(said.model_copy(update={"fields": {"short": "a", "dense": "c"}})), clips[1]]
-    assert encode_clips(other, tmp_path, out, MeanVAE(), LengthText(), SIZE, "m").written == 1
+    assert encode(other, tmp_path, out).written == 1
 
 
 def test_a_run_that_died_goes_on_where_it_was(tmp_path: Path) -> None:
     clips, out = make_clips(tmp_path, [5] * 4), tmp_path / "out"
-    encode_clips(clips, tmp_path, out, MeanVAE(), LengthText(), SIZE, "m", samples_per_shard=2)
-    whole = {p.name: p.read_bytes() for p in out.iterdir()}
+    encode(clips, tmp_path, out)
+    whole = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     (out / INDEX_NAME).unlink()
-    shard = out / "shard-00001.safetensors"
+    shard = sorted(out.glob("*/moments-*"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
     vae = MeanVAE()
-    encode_clips(clips, tmp_path, out, vae, LengthText(), SIZE, "m", samples_per_shard=2)
+    encode(clips, tmp_path, out, vae)
     assert vae.calls == 2
-    assert whole == {p.name: p.read_bytes() for p in out.iterdir()}
+    assert whole == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_parts_and_processes_give_the_same_files(tmp_path: Path) -> None:
+    clips, whole = make_clips(tmp_path, [5] * 6), tmp_path / "whole"
+    encode(clips, tmp_path, whole)
+    parts = tmp_path / "parts"
+    first = encode(clips, tmp_path, parts, part=(1, 2))
+    assert (first.written, first.missing) == (2, 1)
+    with pytest.raises(UserError, match="no latent dataset"):
+        ShardDataset(parts)
+    assert encode(clips, tmp_path, parts, part=(2, 2)).missing == 0
+    many = tmp_path / "many"
+    encoders = Encoders(load_stand_ins, "m", "m", "m")
+    done = []
+    options = {"samples_per_shard": 2, "workers": 2, "on_sample": lambda n, of: done.append((n, of))}
+    encode_clips(clips, tmp_path, many, encoders, SIZE, **options)
+    assert done[-1] == (6, 6)
+    for name in (*of_current(whole), INDEX_NAME):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes() == (many / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_one_sentence_and_loses_only_its_own_file(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, [5] * 2)
+    encoders = Encoders(die, "m", "m", "m")
+    with pytest.raises(UserError, match="process that encoded died"):
+        encode_clips(clips, tmp_path, tmp_path / "out", encoders, SIZE, workers=1)
+
+
+def load_stand_ins(_number: int) -> Networks:
+    return Networks(MeanVAE(), LengthText())
+
+
+def die(_number: int) -> Networks:
+    os._exit(9)
+
+
+def test_clips_go_to_the_bucket_they_fill(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, [5, 9, 1, 14])
+    sizes = parse_buckets(["5x32x48", "5x48x32", "9x32x48", "1x32x48", "9x64x96"])
+    report = encode(clips, tmp_path, tmp_path / "out", sizes=sizes)
+    assert report.left_out == ()
+    dataset = ShardDataset(tmp_path / "out")
+    found = {sample.metadata["clip"]: tuple(sample.latents.shape[1:]) for sample in dataset.samples}
+    assert [found[clip.id] for clip in clips] == [(2, 4, 6), (3, 4, 6), (1, 4, 6), (3, 4, 6)]
+    assert {shape[1:]: len(rows) for shape, rows in dataset.buckets().items()} == Counter(found.values())
+    said = {b["bucket"]: (b["aspect"], b["scale"], b["samples"]) for b in dataset.index["buckets"]}
+    assert said == {"1x32x48": ("3:2", 39, 1), "5x32x48": ("3:2", 39, 1), "9x32x48": ("3:2", 39, 2)}
+
+
+def test_captions_of_windows_give_a_sample_each(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, [16])
+    for text, window in (("first part", (0, 8)), ("second", (8, 16))):
+        said = ClipCaption(captioner="vision", text=text, version="1", window=window)
+        clips[0] = clips[0].with_caption(said)
+    encode(clips, tmp_path, tmp_path / "out")
+    first, second = ShardDataset(tmp_path / "out").samples
+    assert (first.prompt, second.prompt, second.metadata["first_frame"]) == ("first part", "second", 8)
+    expected = torch.tensor([20.0 + 80, 20.0 + 120]) / 127.5 - 1
+    assert torch.allclose(second.latents[0, :, 0, 0].float(), expected, atol=0.03)
+
+
+def test_two_versions_of_a_captioner_are_not_mixed(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, [5, 5, 5])
+    for i, version in enumerate(("aaaa", "aaaa", "bbbb")):
+        clips[i] = clips[i].with_caption(ClipCaption(captioner="vision", text=version, version=version))
+    with pytest.raises(UserError, match=r"2 samples are of version aaaa of vision, those of 1 .* vision@aaaa"):
+        encode(clips, tmp_path, tmp_path / "out")
+    assert encode(clips[:2], tmp_path, tmp_path / "out", captioner="vision@aa").samples == 2
+
+
+def test_files_of_another_making_are_refused(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 2), tmp_path / "out"
+    encode(clips, tmp_path, out)
+    old = {kind: out / name for name in of_current(out) for kind in ("moments", "texts") if kind in name}
+    good = {kind: path.read_bytes() for kind, path in old.items()}
+    encode(clips, tmp_path, out, name="other")
+    new = {kind: out / name for name in of_current(out) for kind in ("moments", "texts") if kind in name}
+    index = json.loads((out / INDEX_NAME).read_text())
+    for kind, said in (("moments", "another vae"), ("texts", "another text encoders")):
+        mixed = json.loads(json.dumps(index))
+        header = read_header(old[kind])
+        assert header is not None
+        mixed["buckets"][0]["shards"][0][kind] = {"file": str(old[kind].relative_to(out)), "key": header["key"]}
+        (out / INDEX_NAME).write_text(json.dumps(mixed))
+        with pytest.raises(UserError, match=said):
+            ShardDataset(out)
+    (out / INDEX_NAME).write_text(json.dumps(index))
+    new["moments"].write_bytes(good["moments"])
+    with pytest.raises(UserError, match="not the file that the index was written for"):
+        ShardDataset(out)
+    encode(clips, tmp_path, tmp_path / "fresh")
+    encode(clips, tmp_path, tmp_path / "fast", fps=12.0, sizes=VideoSize(1, 32, 32))
+    encode(clips, tmp_path, tmp_path / "third", name="third")
+    check_mix([ShardDataset(tmp_path / "fresh"), ShardDataset(tmp_path / "fast")])
+    with pytest.raises(UserError, match=r"third and .*fresh were made with different vae"):
+        Loader([MixEntry(ShardDataset(tmp_path / name)) for name in ("fresh", "third")], 1)
+
+
+def test_forgotten_clips_leave_every_file_and_index(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 4), tmp_path / "out"
+    encode(clips, tmp_path, out, name="old")
+    encode(clips, tmp_path, out)
+    gone = clips[1].id
+    assert remove_samples(out, lambda about: about.get("clip") == gone) == 1
+    assert not any(gone.encode() in path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert [s.prompt for s in ShardDataset(out).samples] == [c.captions[0].text for c in clips if c.id != gone]
+    left = [clip for clip in clips if clip.id != gone]
+    assert encode(left, tmp_path, out).encoded == 0
+    assert len(ShardDataset(out)) == 3
+    assert remove_samples(out, lambda about: True) == 3
+    assert not list(out.glob("index*.json"))
+
+
+def test_a_dataset_of_the_format_before_stays_readable_beside(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 2), tmp_path / "out"
+    with ShardWriter(out, provenance={"model": "m"}) as writer:
+        writer.add(LatentSample(torch.zeros(16, 2, 4, 4), torch.ones(1, 8), torch.ones(6), "old", {"clip": "x"}))
+    encode(clips, tmp_path, out)
+    assert len(ShardDataset(out)) == 2
+    (name,) = [path.stem.removeprefix("index-") for path in out.glob("index-v1-*.json")]
+    assert [sample.prompt for sample in ShardDataset(out, name).samples] == ["old"]
+    assert remove_samples(out, lambda about: about.get("clip") == "x") == 0
+    assert not list(out.glob("shard-*"))
 
 
 def test_short_and_dropped_clips_are_left_out_with_a_reason(tmp_path: Path) -> None:
     clips = make_clips(tmp_path, [5, 3, 5])
     clips[2] = clips[2].drop("blur", "is blurred")
-    report = encode_clips(clips, tmp_path, tmp_path / "out", MeanVAE(), LengthText(), SIZE, "m")
+    report = encode(clips, tmp_path, tmp_path / "out")
     assert report.samples == 1
     assert report.left_out == ((clips[1].id, "has 3 of the 5 frames needed"),)
     index = json.loads((tmp_path / "out" / INDEX_NAME).read_text())
-    assert index["provenance"]["left_out"] == [list(report.left_out[0])]
+    assert index["left_out"] == [list(report.left_out[0])]
     with pytest.raises(UserError, match="None of the 1 clips"):
-        encode_clips(clips[1:2], tmp_path, tmp_path / "none", MeanVAE(), LengthText(), SIZE, "m")
+        encode(clips[1:2], tmp_path, tmp_path / "none")
 
 
 def test_a_clip_without_a_caption_is_one_sentence(tmp_path: Path) -> None:
     clip = make_clips(tmp_path, [5])[0].model_copy(update={"captions": ()})
     with pytest.raises(UserError, match="no caption"):
-        encode_clips([clip], tmp_path, tmp_path / "out", MeanVAE(), LengthText(), SIZE, "m")
+        encode([clip], tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("rate", [None, 24.0, 12.0, 8.0, 30.0, 23.976])
+def test_as_many_frames_are_counted_as_are_read(tmp_path: Path, rate: float | None) -> None:
+    clip = make_clips(tmp_path, [20])[0]
+    assert frames_at(clip, rate, 0, 20) == len(frame_numbers(clip, 99, rate))
+    assert frames_at(clip, rate, 7, 20) == len(frame_numbers(clip, 99, rate, 7))
 
 
 def test_frame_numbers_follow_the_wanted_rate(tmp_path: Path) -> None:

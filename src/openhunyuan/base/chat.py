@@ -1,7 +1,8 @@
 """A language model behind an OpenAI-compatible HTTP endpoint (vLLM, llama.cpp, Ollama, LM Studio, hosted ones).
 
 Two calls of that API are used: ``GET /models``, to find the model's name where none was given, and
-``POST /chat/completions`` with nothing but ``model`` and ``messages``, because servers differ in what else they accept.
+``POST /chat/completions`` with nothing but ``model`` and ``messages``, because servers differ in what else they accept
+(a caller that knows its server may add to it).
 The key goes into the Authorization header and nowhere else; redirects are not followed, so it stays with the address
 that it was given for.
 """
@@ -129,9 +130,11 @@ class ChatEndpoint:
             self._model = names[0]
         return self._model
 
-    def ask(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The answer to a conversation. Raises ``ChatError`` when there is none."""
-        reply = self._call("/chat/completions", {"model": self.model, "messages": list(messages), "stream": False})
+    def ask(self, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any] | None = None) -> str:
+        """The answer to a conversation. ``fields``: further ones of the call, for a server that is known to take them.
+        Raises ``ChatError`` when there is none."""
+        body = {"model": self.model, "messages": list(messages), "stream": False, **(fields or {})}
+        reply = self._call("/chat/completions", body)
         try:
             choice = reply["choices"][0]
             message = choice["message"]

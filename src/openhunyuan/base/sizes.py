@@ -96,3 +96,20 @@ class LatentSize:
         """How many tokens the transformer sees for these latents."""
         frames, height, width = self.grid(patch)
         return frames * height * width
+
+
+def aspect_buckets(side: int, step: int = SIZE_MULTIPLE, max_aspect: float = 4.0) -> list[tuple[int, int]]:
+    """All (height, width) about as large as a square of ``side`` pixels: multiples of ``step`` with as many
+    step x step cells as the square has, or just less.
+
+    For every width, heights run from the largest that the next width still allows to the largest that this one allows;
+    the longer side is at most ``max_aspect`` times the shorter one. The release encodes with step 16 below 540 pixels
+    and 32 from there on.
+    """
+    cells = round((side / step) ** 2)
+    return [
+        (height * step, width * step)
+        for width in range(1, cells + 1)
+        for height in range(max(cells // (width + 1), 1), cells // width + 1)
+        if max(width, height) <= max_aspect * min(width, height)
+    ]

@@ -2,7 +2,9 @@
 
 Captions are rows of the table `caption`, addressed by the hash of the clip's file and the captioner's key, so that a
 clip is captioned once by each captioner, a run that stops goes on, and a clip that was cut anew is captioned anew.
-A captioner that declines gives a row with the reason; it is counted, and not asked again unless that is wanted.
+A captioner that declines gives a row with the reason; it is counted, and not asked again unless that is wanted. A
+captioner may divide long clips into windows, each with a row of its own. The camera's move is not the captioner's
+business: the label of the table `camera`, where it is sure enough, is put into every caption of the clip, old ones too.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.caption.camera import CAMERA_GATE, CameraLabel, camera_labels, gated_camera
 from openhunyuan.caption.schema import Caption
 from openhunyuan.curate.clip import Clip, Drop
 from openhunyuan.curate.run import attach_captions, read_clips, write_manifest
@@ -27,12 +31,20 @@ TABLE = "caption"
 
 @dataclass(frozen=True)
 class Item:
-    """What a captioner is given: the clip, its file, and what was measured of it."""
+    """What a captioner is given: the clip, its file, and what was measured of it. `window`: the frames [first, last) of
+    the file that are to be captioned; None: all."""
 
     clip: Clip
     path: Path
     scores: dict[str, float]
     palette: tuple[float, ...] = ()
+    camera: tuple[CameraLabel, ...] = ()
+    window: tuple[int, int] | None = None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The window, or all frames."""
+        return self.window or (0, self.clip.num_frames)
 
 
 @dataclass(frozen=True)
@@ -60,8 +72,12 @@ class Captioner(Stage):
 
     @abstractmethod
     def caption(self, item: Item) -> Captioned:
-        """The caption of one clip. Raises Declined for a refusal, UserError for a failure that is the clip's, TryLater
-        for one that is not."""
+        """The caption of one clip, or of its window. Raises Declined for a refusal, UserError for a failure that is the
+        clip's, TryLater for one that is not."""
+
+    def windows(self, clip: Clip) -> list[tuple[int, int]]:
+        """The windows [first, last) of a clip that are captioned one by one; none: the clip as a whole."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -80,11 +96,13 @@ def caption_clips(
     captioner: Captioner,
     parallel: int = 1,
     retry: bool = False,
+    camera_gate: float = CAMERA_GATE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CaptionReport:
     """Caption the kept clips of a data folder, and put the captions into its manifest.
 
     parallel: clips asked about at the same time. retry: ask again where an earlier run was declined or failed.
+    camera_gate: confidence from which a camera label enters a caption.
     Raises UserError when there is no kept clip, or when none could be captioned.
     """
     data = Path(data)
@@ -93,17 +111,21 @@ def caption_clips(
     if not kept:
         raise UserError(f"No clip of {data} was kept; there is nothing to caption.")
     table = Table(data, captioner, TABLE)
-    palettes = _palettes(data)
+    palettes, cameras = _measured(data, "quality"), _measured(data, "camera")
     waiting: dict[str, Item] = {}
     known = 0
     for clip in kept:
-        row = table.rows().get(str(clip.sha256), [None])[0]
-        failed_before = row is not None and (row["error"] is not None or row["reason"] is not None)
-        if row is None or (retry and failed_before):
-            item = Item(clip, data / str(clip.path), dict(clip.scores), palettes.get(clip.id, ()))
+        palette = tuple(palettes.get(clip.id, {}).get("palette") or ())
+        labels = camera_labels(cameras.get(clip.id, {}), clip.first_frame)
+        item = Item(clip, data / str(clip.path), dict(clip.scores), palette, labels)
+        rows = table.rows().get(str(clip.sha256), [])
+        good = [row for row in rows if row["error"] is None and row["reason"] is None]
+        if not rows or (retry and len(good) < len(rows)):
             waiting[str(clip.sha256)] = item
-        else:
-            known += not failed_before
+        elif good:
+            known += 1
+            if changed := _with_camera(rows, item, camera_gate):
+                table.add([Outcome(str(clip.sha256), changed)])
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     done = in_a_row = 0
@@ -115,8 +137,9 @@ def caption_clips(
             table.add([outcome])
         kind = "declined" if outcome.drop else "failed" if outcome.error else "written"
         counts[kind] += 1
-        if kind != "written":
-            reasons[outcome.drop.reason if outcome.drop else str(outcome.error)] += 1
+        for row in outcome.table_rows():
+            if why := row["reason"] or row["error"]:
+                reasons[why] += 1
         done += 1
         if on_progress:
             on_progress(done, len(waiting))
@@ -126,7 +149,7 @@ def caption_clips(
     if on_progress:
         on_progress(0, len(waiting))
     try:
-        _ask(captioner, list(waiting.items()), parallel, finish)
+        _ask(captioner, list(waiting.items()), parallel, camera_gate, finish)
     finally:
         table.merge()
         write_manifest(data, attach_captions(data, clips))
@@ -140,12 +163,16 @@ def caption_clips(
 
 
 def _ask(
-    captioner: Captioner, items: list[tuple[str, Item]], parallel: int, finish: Callable[[Outcome, bool], None]
+    captioner: Captioner,
+    items: list[tuple[str, Item]],
+    parallel: int,
+    camera_gate: float,
+    finish: Callable[[Outcome, bool], None],
 ) -> None:
     """Ask about every item, a few at a time; answers are handed over one by one, in this thread."""
     if parallel <= 1:
         for key, item in items:
-            finish(*_one(captioner, key, item))
+            finish(*_one(captioner, key, item, camera_gate))
         return
     queue = list(reversed(items))
     with ThreadPoolExecutor(parallel) as pool:
@@ -153,7 +180,7 @@ def _ask(
         try:
             while queue or running:
                 while queue and len(running) < parallel:
-                    running.add(pool.submit(_one, captioner, *queue.pop()))
+                    running.add(pool.submit(_one, captioner, *queue.pop(), camera_gate))
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ready:
                     finish(*future.result())
@@ -162,24 +189,51 @@ def _ask(
                 future.cancel()
 
 
-def _one(captioner: Captioner, key: str, item: Item) -> tuple[Outcome, bool]:
-    """(what came out, whether to remember it)."""
-    try:
-        made = captioner.caption(item)
-    except Declined as refusal:
-        return Outcome(key, drop=Drop(stage=TABLE, reason=" ".join(str(refusal).split()))), True
-    except TryLater as error:
-        return Outcome(key, error=str(error)), False
-    except UserError as error:
-        return Outcome(key, error=str(error)), True
-    fields = json.dumps(made.caption.model_dump(mode="json"), ensure_ascii=False)
-    return Outcome(key, ({"captioner": captioner.name, "text": made.text, "fields": fields},)), True
+def _one(captioner: Captioner, key: str, item: Item, camera_gate: float) -> tuple[Outcome, bool]:
+    """(what came out, whether to remember it). A clip is captioned if one of its windows is; those that are not have a
+    row with the reason."""
+    rows: list[dict[str, Any]] = []
+    worst: Outcome | None = None
+    for window in captioner.windows(item.clip) or [None]:
+        part = replace(item, window=window)
+        place = {"first": window[0], "last": window[1]} if window else {}
+        empty = {"captioner": captioner.name, "text": None, "fields": None, **place}
+        try:
+            made = captioner.caption(part)
+        except Declined as refusal:
+            reason = " ".join(str(refusal).split())
+            worst = worst or Outcome(key, drop=Drop(stage=TABLE, reason=reason))
+            rows.append({**empty, "reason": reason})
+        except TryLater as error:
+            return Outcome(key, error=str(error)), False
+        except UserError as error:
+            worst = worst or Outcome(key, error=str(error))
+            rows.append({**empty, "error": str(error)})
+        else:
+            fields = json.dumps(made.caption.model_dump(mode="json"), ensure_ascii=False)
+            rows.append({**empty, "text": made.text, "fields": fields})
+    if worst is not None and all(row["text"] is None for row in rows):
+        return worst, True
+    return Outcome(key, _with_camera(rows, item, camera_gate) or tuple(rows)), True
 
 
-def _palettes(data: Path) -> dict[str, tuple[float, ...]]:
-    """Clip → its palette, of whichever version of the measure there is."""
-    found: dict[str, tuple[float, ...]] = {}
-    for folder in sorted(data.glob(f"{TABLES}/quality/*")):
-        for key, rows in read_rows(folder).items():
-            found[key] = tuple(rows[0].get("palette") or ())
+def _with_camera(rows: Sequence[dict[str, Any]], item: Item, gate: float) -> tuple[dict[str, Any], ...]:
+    """The rows with the camera's move as it is labelled now; nothing where there is no label, or none that is new."""
+    if not item.camera:
+        return ()
+    found = []
+    for row in rows:
+        if row.get("text") is not None:
+            first, last = (0, item.clip.num_frames) if row.get("first") is None else (row["first"], row["last"])
+            fields = {**json.loads(row["fields"]), "camera": gated_camera(item.camera, first, last, gate)}
+            row = {**row, "fields": json.dumps(fields, ensure_ascii=False)}
+        found.append(row)
+    return tuple(found) if found != list(rows) else ()
+
+
+def _measured(data: Path, stage: str) -> dict[str, dict[str, Any]]:
+    """Clip → its row of a measure, of whichever version there is."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in sorted(data.glob(f"{TABLES}/{stage}/*")):
+        found.update({key: rows[0] for key, rows in read_rows(folder).items()})
     return found

@@ -1,4 +1,7 @@
-"""The structured caption of a clip (seven descriptions, camera label, tags) and the assembly of training text from it.
+"""The structured caption of a clip (seven descriptions, camera label, tags), and the one way from its parts to a text.
+
+Training texts and rewritten prompts are written by the same function, `combine`; they differ in which parts they take
+and in what order. A rewritten prompt is a text that training can draw, to the byte.
 
 Source: report section 3.2. The report names the parts and the three operations — dropout, permutation, combination —
 and states no probabilities; those below are ours.
@@ -6,9 +9,13 @@ and states no probabilities; those below are ours.
 
 from __future__ import annotations
 
-import numpy as np
-from pydantic import Field, field_validator
+import re
+from collections.abc import Iterable
 
+import numpy as np
+from pydantic import ValidationInfo, field_validator
+
+from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.caption.camera import CAMERA_MOVES, camera_phrase
 
@@ -22,6 +29,9 @@ DESCRIPTIONS: tuple[str, ...] = (
     "atmosphere",
 )
 """The seven descriptive fields, in the order of the report."""
+
+PROMPT_PARTS: tuple[str, ...] = ("dense", "background", "shot_type", "camera", "lighting", "style", "atmosphere")
+"""The parts of a rewritten prompt, in its one order: without `short`, which repeats, and without tags."""
 
 MAIN_ONLY_PROBABILITY = 0.25
 """How often a training text is the short or the dense description alone, the form in which users write prompts."""
@@ -38,8 +48,8 @@ class Caption(Record):
     source, quality and others. Frozen; a wrong value or an unknown field raises `UserError`.
     """
 
-    short: str = Field(min_length=1)
-    dense: str = Field(min_length=1)
+    short: str
+    dense: str
     background: str = ""
     style: str = ""
     shot_type: str = ""
@@ -47,6 +57,13 @@ class Caption(Record):
     atmosphere: str = ""
     camera: str | None = None
     tags: tuple[str, ...] = ()
+
+    @field_validator("short", "dense")
+    @classmethod
+    def _said(cls, value: str, info: ValidationInfo) -> str:
+        if not value.strip():
+            raise UserError(f"{info.field_name} is empty; a caption needs short and dense.")
+        return value
 
     @field_validator("camera")
     @classmethod
@@ -56,31 +73,38 @@ class Caption(Record):
         return value
 
 
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text if text[-1] in ".!?" else text + "."
+def part_text(caption: Caption, part: str) -> str:
+    """The words of a part (a description, "camera" or "tags") with single blanks; empty where nothing is said."""
+    if part == "camera":
+        return camera_phrase(caption.camera) if caption.camera else ""
+    return " ".join((", ".join(caption.tags) if part == "tags" else str(getattr(caption, part))).split())
+
+
+def combine(caption: Caption, parts: Iterable[str]) -> str:
+    """The parts in the order given, each a sentence: first letter upper case, an end mark where it has none. Parts that
+    say nothing leave no trace."""
+    sentences = []
+    for part in parts:
+        if text := part_text(caption, part):
+            text = text[0].upper() + text[1:]
+            sentences.append(text if re.search(r"[.!?][\"”']?$", text) else f"{text}.")
+    return " ".join(sentences)
 
 
 def assemble(caption: Caption, rng: np.random.Generator) -> str:
     """One training text from a caption, its length and order drawn from `rng`.
 
     The text always holds `short` or `dense` (with equal chance, or both), because without them it would not say what
-    happens. With `MAIN_ONLY_PROBABILITY` it is that description alone, unpunctuated as a prompt is; otherwise every
-    other non-empty part — descriptions, the camera clause, the tags — is kept with `KEEP_PROBABILITY`, the parts are
-    permuted, and each becomes a sentence. Never empty; the same generator state gives the same text.
+    happens. With `MAIN_ONLY_PROBABILITY` it is that description alone, as it stands; otherwise every other non-empty
+    part — descriptions, the camera clause, the tags — is kept with `KEEP_PROBABILITY`, the parts are permuted and
+    combined. Never empty; the same generator state gives the same text.
     """
-    main = (caption.short, caption.dense)[int(rng.integers(2))]
+    main = ("short", "dense")[int(rng.integers(2))]
     if rng.random() < MAIN_ONLY_PROBABILITY:
-        return main.strip()
-
-    other = caption.dense if main == caption.short else caption.short
-    candidates = [other, caption.background, caption.style, caption.shot_type, caption.lighting, caption.atmosphere]
-    if caption.camera is not None:
-        candidates.append(camera_phrase(caption.camera))
-    if caption.tags:
-        candidates.append(", ".join(caption.tags))
-
-    kept = [part for part in candidates if part.strip() and rng.random() < KEEP_PROBABILITY]
-    parts = [main, *kept]
-    order = rng.permutation(len(parts))
-    return " ".join(_sentence(parts[i]) for i in order)
+        return str(getattr(caption, main)).strip()
+    others = (
+        "dense" if main == "short" else "short", "background", "style", "shot_type", "lighting", "atmosphere", "camera",
+        "tags",
+    )  # fmt: skip
+    parts = [main, *(part for part in others if part_text(caption, part) and rng.random() < KEEP_PROBABILITY)]
+    return combine(caption, [parts[i] for i in rng.permutation(len(parts))])

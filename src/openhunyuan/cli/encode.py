@@ -1,8 +1,10 @@
-"""``openhunyuan encode``: the captioned clips of a data folder as latents, which training reads."""
+"""``openhunyuan encode``: the captioned clips of a data folder as latents; tar files out; official latents in."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +18,23 @@ from openhunyuan.cli.parse import parse
 from openhunyuan.cli.progress import step_bar
 
 if TYPE_CHECKING:
+    import torch
+
     from openhunyuan.base.sizes import VideoSize
+    from openhunyuan.latents.encode import Encoders, Networks
     from openhunyuan.models.load import LoadedModel
+
+PROG = "openhunyuan encode"
 
 
 class EncodeOptions(Record):
     """Encode captioned clips with a model's VAE and text encoders; goes on where it stopped.
 
     Size and rate are the model's own unless given. Clips that are too short or have no caption are left out; the
-    index names the short ones.
+    index names the short ones. What is encoded again with other settings goes beside what is there.
+
+    openhunyuan encode export DATA --output DIR writes the latents as tar files (WebDataset); openhunyuan encode import
+    CACHE --output DIR reads the latent cache that the official image-to-video repository writes.
     """
 
     data: str = Field(description="A folder that `openhunyuan curate` and `openhunyuan caption` made.")
@@ -33,78 +43,211 @@ class EncodeOptions(Record):
         None, description="Folder of another VAE, such as runs/vae-tiling/vae; default: the model's."
     )
     output: str | None = Field(None, description="Folder of the latents; default: DATA/latents.")
-    num_frames: int | None = Field(None, description="Frames of a sample, 4n+1; default: the model's.")
-    height: int | None = Field(None, description="Height of a sample, a multiple of 16; default: the model's.")
-    width: int | None = Field(None, description="Width of a sample, a multiple of 16; default: the model's.")
-    fps: float | None = Field(None, description="Frames a second that a clip is read at; default: the model's.")
-    captioner: str | None = Field(None, description="Use this captioner's captions; default: the newest of each clip.")
+    bucket: tuple[str, ...] = Field(
+        (),
+        description="A size of samples: 33x256x448 (frames, height, width), or 33x256p for all aspect ratios about as "
+        "large as 256x256; may be repeated. Each clip takes the largest and longest that it fills, in its own shape.",
+    )
+    num_frames: int | None = Field(
+        None, description="Without --bucket: frames of a sample, 4n+1; default: the model's."
+    )
+    height: int | None = Field(None, description="Without --bucket: height, a multiple of 16; default: the model's.")
+    width: int | None = Field(None, description="Without --bucket: width, a multiple of 16; default: the model's.")
+    fps: float | None = Field(None, gt=0, description="Frames a second that a clip is read at; default: the model's.")
+    captioner: str | None = Field(
+        None, description="Use this captioner's captions (NAME or NAME@VERSION); default: the newest of each clip."
+    )
+    tiled: bool = Field(False, description="Encode tile by tile, for samples too large for the memory.")
+    samples_per_shard: int = Field(256, ge=1, description="Samples in one file, at most.")
+    workers: int = Field(0, ge=0, description="Processes that encode, each with the model; 0 = none but this one.")
+    part: str = Field("1/1", description="N/OF: only every OF-th file, beginning with the N-th, of several such runs.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
+
+
+class ExportOptions(Record):
+    """Write a latent dataset as uncompressed tar files that the webdataset library reads; goes on where it stopped."""
+
+    data: str = Field(description="A folder with latents, or a latent dataset itself.")
+    output: str = Field(description="Folder of the tar files.")
+    clips: bool = Field(False, description="Put the clips' mp4 files in as well.")
+    samples_per_tar: int = Field(1000, ge=1, description="Samples in one tar file.")
+
+
+class ImportOptions(Record):
+    """Read the latent cache of the official image-to-video repository (ID.npy and json_path/ID.json) into a dataset.
+
+    Its latents are checked and scaled, its prompts encoded with the model's text encoders. What its known faults
+    damaged is repaired where that is possible, and otherwise left out and named in OUTPUT/import.json.
+    """
+
+    cache: str = Field(description="The output folder of the official extraction.")
+    output: str = Field(description="Folder of the dataset.")
+    meta: str | None = Field(
+        None, description="The official list of input files (meta_file.list); finds what was lost or is ambiguous."
+    )
+    model: str = Field("tiny", description="Model by name or folder: the one that will be trained.")
     samples_per_shard: int = Field(256, ge=1, description="Samples in one file.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one.")
 
 
 def run(args: Sequence[str]) -> int:
-    """Encode and print the folder."""
-    options = parse(EncodeOptions, args, "openhunyuan encode", positional=("data",))
+    """Encode and print the folder, or one of the two smaller jobs."""
+    if args and args[0] == "export":
+        return _export(parse(ExportOptions, args[1:], f"{PROG} export", positional=("data",)))
+    if args and args[0] == "import":
+        return _import(parse(ImportOptions, args[1:], f"{PROG} import", positional=("cache",)))
+    options = parse(EncodeOptions, args, PROG, positional=("data",))
 
     from openhunyuan.curate.run import read_clips
     from openhunyuan.infer.output import check_folder
 
+    part = _part(options.part)
+    if options.bucket and (options.num_frames or options.height or options.width):
+        raise UserError("--bucket says frames, height and width; leave --num-frames, --height and --width out.")
     kept = [clip for clip in read_clips(options.data) if not clip.dropped]
     output = Path(options.output) if options.output else Path(options.data) / "latents"
-    captioned = [c for c in kept if any(options.captioner in (None, caption.captioner) for caption in c.captions)]
+
+    captioned = [clip for clip in kept if clip.captions_of(options.captioner)]
     if not captioned:
-        raise UserError(f"No clip of {options.data} has a caption; make them with: openhunyuan caption {options.data}.")
+        by = f" by {options.captioner}" if options.captioner else ""
+        raise UserError(
+            f"No clip of {options.data} has a caption{by}; make them with: openhunyuan caption {options.data}."
+        )
     check_folder(output)
 
-    from openhunyuan.curate.clip import Clip
-    from openhunyuan.latents.encode import caption_text, encode_clips
+    from openhunyuan.latents.buckets import parse_buckets
+    from openhunyuan.latents.encode import encode_clips
     from openhunyuan.models.load import load_model
     from openhunyuan.models.zoo import check_model
 
+    asked = parse_buckets(options.bucket)
     check_model(options.model)
     device = pick_device(options.device)
     model = load_model(options.model, device=device)
     if options.vae:
         model = model.with_vae(Path(options.vae))
-    size, fps = _size(options, model)
-
-    def prompt(clip: Clip) -> str:
-        chosen = [caption for caption in clip.captions if options.captioner in (None, caption.captioner)]
-        return caption_text(clip.model_copy(update={"captions": tuple(chosen)}))
-
+    sizes = asked or (_size(options, model),)
     with step_bar() as show:
         report = encode_clips(
             captioned,
             options.data,
             output,
-            model.vae,
-            model.text,
-            size,
-            model_name=model.weights_name(),
-            fps=fps,
+            _encoders(model, options, device),
+            sizes,
+            fps=options.fps or model.spec.defaults.fps,
             samples_per_shard=options.samples_per_shard,
-            prompt_of=prompt,
-            device=device,
+            captioner=options.captioner,
+            workers=options.workers,
+            part=part,
             on_sample=lambda done, total: show("latents", done, total),
         )
     out = console(stderr=True)
-    left_out = len(report.left_out) + len(kept) - len(captioned)
-    out.print(f"{report.samples} samples in {report.written + report.skipped} shards, {report.written} written now")
-    if left_out:
-        out.print(f"{left_out} of {len(kept)} clips left out: too short, or without a caption")
+    out.print(f"{report.samples} samples in {report.written + report.skipped + report.missing} shards, ", end="")
+    out.print(f"{report.written} written now")
+    for count, why in ((len(report.left_out), "too short"), (len(kept) - len(captioned), "without a caption")):
+        if count:
+            out.print(f"{count} of {len(kept)} clips left out: {why}")
+    if report.missing:
+        out.print(f"{report.missing} shards are other parts' work; the index appears with the last")
     print(output)
     return 0
 
 
-def _size(options: EncodeOptions, model: LoadedModel) -> tuple[VideoSize, float]:
-    """Size and rate of a sample: as asked for, else the model's own."""
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--part is '{text}', but it must be N/OF with N from 1 to OF, as 2/8.")
+    return int(match[1]), int(match[2])
+
+
+def _encoders(model: LoadedModel, options: EncodeOptions, device: torch.device) -> Encoders:
+    """The model's VAE and text encoders: in this process, or loaded again in each of several."""
+    from openhunyuan.latents.encode import Encoders, Networks
+
+    tiling = None
+    if options.tiled:
+        from openhunyuan.models.vae.tiling import TilingConfig
+
+        tiling = TilingConfig()
+
+    def here(_number: int) -> Networks:
+        return Networks(model.vae, model.text, device)
+
+    load = partial(_load, options.model, options.vae, str(device)) if options.workers else here
+    return Encoders(load, model.vae_name(), model.text_name(), model.weights_name(), tiling)
+
+
+def _load(name: str, vae: str | None, device: str, number: int) -> Networks:
+    """The networks of one of several processes; with several GPUs they take turns."""
+    import torch
+
+    from openhunyuan.latents.encode import Networks
+    from openhunyuan.models.load import load_model
+
+    if device == "cuda":
+        device = f"cuda:{number % torch.cuda.device_count()}"
+    model = load_model(name, device=torch.device(device))
+    if vae:
+        model = model.with_vae(Path(vae))
+    return Networks(model.vae, model.text, torch.device(device))
+
+
+def _size(options: EncodeOptions, model: LoadedModel) -> VideoSize:
+    """Size of a sample: as asked for, else the model's own."""
     from openhunyuan.base.sizes import VideoSize
 
     own = model.spec.defaults
-    asked = VideoSize(options.num_frames or own.num_frames, options.height or own.height, options.width or own.width)
-    if asked.num_frames % 4 != 1 or asked.height % 16 or asked.width % 16 or min(asked.height, asked.width) < 16:
-        raise UserError(
-            f"Samples cannot be {asked.num_frames}x{asked.height}x{asked.width}; "
-            "take 4n+1 frames, and a height and width that are multiples of 16."
+    return VideoSize(options.num_frames or own.num_frames, options.height or own.height, options.width or own.width)
+
+
+def _export(options: ExportOptions) -> int:
+    from openhunyuan.latents.tars import export_tars
+    from openhunyuan.recipes.own_data import check_latents
+
+    folder = Path(options.data)
+    latents = folder if (folder / "index.json").is_file() else check_latents(folder)
+    with step_bar() as show:
+        report = export_tars(
+            latents,
+            Path(options.output),
+            options.samples_per_tar,
+            clips=latents.parent if options.clips else None,
+            on_sample=lambda done, total: show("samples", done, total),
         )
-    return asked, options.fps or own.fps
+    console(stderr=True).print(f"{report.samples} samples in {report.tars} tar files, {report.written} written now")
+    print(options.output)
+    return 0
+
+
+def _import(options: ImportOptions) -> int:
+    from openhunyuan.infer.output import check_folder
+    from openhunyuan.latents.official import read_cache
+    from openhunyuan.models.load import load_model
+    from openhunyuan.models.zoo import check_model
+
+    found = read_cache(options.cache, options.meta)
+    check_folder(Path(options.output))
+    check_model(options.model)
+    device = pick_device(options.device)
+    model = load_model(options.model, device=device)
+
+    from openhunyuan.latents.official import import_cache
+
+    encoders = _encoders(model, options.model, device, False, 0)
+    with step_bar() as show:
+        report = import_cache(
+            found,
+            Path(options.output),
+            encoders,
+            model.vae.config,
+            options.samples_per_shard,
+            lambda done, total: show("latents", done, total),
+        )
+    out = console(stderr=True)
+    out.print(f"{report.samples} latents read, {len(report.repaired)} of them repaired")
+    for said in report.problems[:10]:
+        out.print(f"  {said}", markup=False)
+    if len(report.problems) > 10:
+        out.print(f"  and {len(report.problems) - 10} more in import.json")
+    print(options.output)
+    return 0

@@ -40,12 +40,20 @@ class Decision(Record):
 
 
 class ClipCaption(Record):
-    """One caption of a clip. `captioner` names what wrote it ("truth", a model name); `text` is the plain prompt;
-    `fields` the structured caption as JSON (the seven fields of report section 3.2), where there is one."""
+    """One caption of a clip. `captioner` names what wrote it ("truth", a model name) and `version` is its key (empty:
+    unknown); `text` is the plain prompt; `fields` the structured caption as JSON (the seven fields of report section
+    3.2), where there is one. `window`: the frames [first, last) of the clip's file that it is about; None: all."""
 
     captioner: str
     text: str
     fields: dict[str, JsonValue] = Field(default_factory=dict)
+    version: str = ""
+    window: tuple[int, int] | None = None
+
+    @property
+    def signature(self) -> str:
+        """The captioner and its version, as "vision@0123456789abcdef"."""
+        return f"{self.captioner}@{self.version}" if self.version else self.captioner
 
 
 class Clip(Record):
@@ -119,6 +127,20 @@ class Clip(Record):
         return (
             self if self.dropped else self.model_copy(update={"dropped": Drop(stage=stage, reason=reason, score=score)})
         )
+
+    def captions_of(self, captioner: str | None = None) -> list[ClipCaption]:
+        """The captions to use: the newest one, or those of all windows where its captioner wrote some; none if there
+        are none. captioner: take that one's, by NAME or NAME@VERSION (a version may be cut short)."""
+        name, _, version = (captioner or "").partition("@")
+        wanted = [
+            caption
+            for caption in self.captions
+            if captioner is None or (caption.captioner == name and caption.version.startswith(version))
+        ]
+        if not wanted or wanted[-1].window is None:
+            return wanted[-1:]
+        newest = wanted[-1].signature
+        return [caption for caption in wanted if caption.window is not None and caption.signature == newest]
 
     def with_caption(self, caption: ClipCaption) -> Clip:
         return self.model_copy(update={"captions": (*self.captions, caption)})

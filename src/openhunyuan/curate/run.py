@@ -410,13 +410,16 @@ def attach_captions(data: Path, clips: Sequence[Clip]) -> list[Clip]:
     cameras: dict[str, str] = {}
     folders = [p for p in data.glob(f"{TABLES}/caption/*") if any(p.glob("*.parquet"))]
     for folder in sorted(folders, key=lambda p: (max(f.stat().st_mtime_ns for f in p.glob("*.parquet")), p.name)):
-        for rows in read_rows(folder).values():
-            row = rows[0]
+        for row in (row for rows in read_rows(folder).values() for row in rows):
             if row["error"] is None and row["reason"] is None:
                 fields = json.loads(row["fields"])
-                caption = ClipCaption(captioner=row["captioner"], text=row["text"], fields=fields)
+                # A row with a window is about these frames of the clip; its camera is not the whole clip's.
+                window = None if row.get("first") is None else (row["first"], row["last"])
+                caption = ClipCaption(
+                    captioner=row["captioner"], text=row["text"], fields=fields, version=folder.name, window=window
+                )
                 captions.setdefault(row["key"], []).append(caption)
-                if fields.get("camera"):
+                if fields.get("camera") and window is None:
                     cameras[row["key"]] = fields["camera"]
     return [
         clip.model_copy(

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.sizes import aspect_buckets
 from openhunyuan.models.layout import ImageCondition
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ MAX_PIXELS = 150_000_000
 BUCKET_SIDES = {"720p": 960, "540p": 720, "360p": 480}
 """Resolution → side in pixels of its square bucket."""
 BUCKET_STEP = 32
-MAX_ASPECT = 4.0
 
 SUBSAMPLE: dict[ImageCondition, int] = {"token_replace": 4, "latent_concat": 2}
 """Every how many of the language model's image states are kept (release fact D.4)."""
@@ -74,21 +74,6 @@ def load_image(path: Path | str) -> Image.Image:
         raise UserError(f"The image {path} cannot be read ({error}); give a whole PNG, JPEG or WebP file.") from None
 
 
-def buckets(side: int) -> list[tuple[int, int]]:
-    """All (height, width) of one resolution: multiples of 32 with as many 32x32 cells as the square has, or just less.
-
-    For every width, heights run from the largest that the next width still allows to the largest that this one allows;
-    the longer side is at most four times the shorter one.
-    """
-    cells = round((side / BUCKET_STEP) ** 2)
-    return [
-        (height * BUCKET_STEP, width * BUCKET_STEP)
-        for width in range(1, cells + 1)
-        for height in range(max(cells // (width + 1), 1), cells // width + 1)
-        if max(width, height) <= MAX_ASPECT * min(width, height)
-    ]
-
-
 def choose_bucket(height: int, width: int, resolution: str) -> tuple[int, int]:
     """The (height, width) of a video that starts from a picture of ``height`` x ``width`` pixels.
 
@@ -98,7 +83,9 @@ def choose_bucket(height: int, width: int, resolution: str) -> tuple[int, int]:
     if resolution not in BUCKET_SIDES:
         raise UserError(f"The resolution is '{resolution}', but it must be one of {', '.join(BUCKET_SIDES)}.")
     aspect = height / width
-    shapes = {round(bucket[0] / bucket[1], 5): bucket for bucket in buckets(BUCKET_SIDES[resolution])}
+    shapes = {
+        round(bucket[0] / bucket[1], 5): bucket for bucket in aspect_buckets(BUCKET_SIDES[resolution], BUCKET_STEP)
+    }
     if aspect >= 1:
         return shapes[max(shape for shape in shapes if shape <= aspect)]
     return shapes[min(shape for shape in shapes if shape > aspect)]

@@ -1,6 +1,7 @@
-"""Latent shards: encoded clips with their encoded captions in safetensors files, and the loader that reads them.
+"""Latent datasets as training reads them: samples, batches, mixes, and the deterministic loader.
 
-A dataset is a folder:
+What `openhunyuan encode` writes is described in `latents.store` (format 2: moments, read when they are asked for). This
+file also reads and writes format 1, the simpler one of recipes that encode what they render:
 
     index.json               what the samples are, which shards there are, how many samples each holds
     shard-00000.safetensors  up to `samples_per_shard` samples
@@ -16,9 +17,10 @@ without storing the state of any iterator.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,7 @@ from torch import Tensor
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
+from openhunyuan.latents import store
 
 FORMAT = "openhunyuan-latents-1"
 INDEX_NAME = "index.json"
@@ -41,8 +44,9 @@ INDEX_NAME = "index.json"
 class LatentSample:
     """One encoded clip and one encoded caption.
 
-    latents: [C, T, h, w], scaled. states: [S, D] text states without padding, S >= 1. pooled: [P].
-    Any floating dtype; stored as fp16. `metadata` must be JSON (clip id, camera, fps, ...).
+    latents: [C, T, h, w], scaled: the mode. states: [S, D] text states without padding, S >= 1. pooled: [P].
+    Any floating dtype; stored as fp16. `metadata` must be JSON (clip id, camera, fps, ...). logvar: [C, T, h, w], log
+    variance of the scaled latents; None where only the mode was kept.
     """
 
     latents: Tensor
@@ -50,6 +54,7 @@ class LatentSample:
     pooled: Tensor
     prompt: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    logvar: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, tensor, rank in (
@@ -61,6 +66,36 @@ class LatentSample:
                 raise ValueError(f"{name} must have {rank} dimensions, got shape {tuple(tensor.shape)}")
         if self.states.shape[0] == 0:
             raise ValueError("states must hold at least one token")
+        if self.logvar is not None and self.logvar.shape != self.latents.shape:
+            raise ValueError(f"logvar must have the latents' shape, got {tuple(self.logvar.shape)}")
+
+    def drawn(self, seed: int, number: int, epoch: int) -> LatentSample:
+        """This sample with latents drawn from their distribution (float32) in place of the mode: mean + std * noise,
+        the noise a pure function of (seed, number, epoch), `number` the sample's own in the run.
+
+        Raises:
+            UserError: only the mode was kept.
+        """
+        if self.logvar is None:
+            raise UserError(
+                f"The latents of {self.prompt[:60]!r} are modes without variances, so none can be drawn; "
+                "train on modes, or encode the clips again."
+            )
+        digest = hashlib.blake2b(f"latent/{seed}/{number}/{epoch}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        noise = torch.randn(self.latents.shape, generator=generator)
+        return replace(self, latents=self.latents.float() + torch.exp(0.5 * self.logvar.float()) * noise)
+
+
+class LatentDraws:
+    """Latents drawn anew at every epoch, where samples carry their distribution; applied as `CaptionAssembly` is."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def apply(self, samples: Sequence[LatentSample], keys: Sequence[tuple[int, int]]) -> list[LatentSample]:
+        """The samples with latents drawn for their (number, epoch)."""
+        return [sample.drawn(self.seed, *key) for sample, key in zip(samples, keys, strict=True)]
 
 
 def shard_name(number: int) -> str:
@@ -123,19 +158,21 @@ def read_shard(path: Path) -> list[LatentSample]:
         ]
 
 
-def write_index(folder: Path, shards: Sequence[str], provenance: dict[str, Any] | None = None) -> None:
+def write_index(
+    folder: Path, shards: Sequence[str], provenance: dict[str, Any] | None = None, name: str = INDEX_NAME
+) -> None:
     """Write index.json for the named shards, reading sizes and shapes from the shards themselves."""
     entries: list[dict[str, Any]] = []
     shapes: dict[str, int] = {}
-    for name in shards:
-        header = read_shard_header(folder / name)
+    for shard in shards:
+        header = read_shard_header(folder / shard)
         if header is None:
-            raise UserError(f"{folder / name} is not a complete latent shard; encode the clips again.")
-        with safe_open(folder / name, framework="pt") as file:
+            raise UserError(f"{folder / shard} is not a complete latent shard; encode the clips again.")
+        with safe_open(folder / shard, framework="pt") as file:
             for i in range(header["samples"]):
                 shape = "x".join(str(n) for n in file.get_slice(f"latents/{i:06d}").get_shape())
                 shapes[shape] = shapes.get(shape, 0) + 1
-        entries.append({"file": name, "samples": header["samples"], "key": header["key"]})
+        entries.append({"file": shard, "samples": header["samples"], "key": header["key"]})
     index = {
         "format": FORMAT,
         "samples": sum(e["samples"] for e in entries),
@@ -143,36 +180,44 @@ def write_index(folder: Path, shards: Sequence[str], provenance: dict[str, Any] 
         "shards": entries,
         "provenance": provenance or {},
     }
-    write_atomic(folder / INDEX_NAME, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(folder / name, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
 
 
 def remove_samples(folder: Path, gone: Callable[[dict[str, Any]], bool]) -> int:
-    """Take the samples whose metadata says so out of a latent dataset; returns how many went.
+    """Take the samples whose metadata says so out of a latent dataset, and out of what older runs left in its folder;
+    returns how many of the dataset in use went.
 
     A shard that changes loses its key, so that encoding makes it again from the clips that are left; one that becomes
     empty goes, and so does the index of a dataset that becomes empty. A folder that is no dataset is left alone.
     """
-    try:
-        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        return 0
+    removed = 0
+    for path in sorted(folder.glob("index*.json")):
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(index, dict) and index.get("format") == FORMAT:
+            count = _remove_from_shards(folder, path, index, gone)
+            removed += count if path.name == INDEX_NAME else 0
+    return removed + store.remove_from_store(folder, gone)
+
+
+def _remove_from_shards(folder: Path, path: Path, index: dict[str, Any], gone: Callable[[dict[str, Any]], bool]) -> int:
     removed, names = 0, []
     for entry in index["shards"]:
-        path = folder / entry["file"]
-        samples = read_shard(path)
+        shard = folder / entry["file"]
+        samples = read_shard(shard)
         left = [sample for sample in samples if not gone(sample.metadata)]
         removed += len(samples) - len(left)
         if left and len(left) < len(samples):
-            write_shard(path, left)
+            write_shard(shard, left)
         elif not left:
-            path.unlink()
+            shard.unlink()
         names += [entry["file"]] if left else []
     if removed and names:
-        write_index(folder, names, index["provenance"])
+        write_index(folder, names, index["provenance"], path.name)
     elif not names:
-        (folder / INDEX_NAME).unlink()
+        path.unlink()
     return removed
 
 
@@ -225,23 +270,44 @@ class ShardWriter:
 
 
 class ShardDataset:
-    """All samples of a dataset folder, in memory.
+    """All samples of a dataset folder: in memory (format 1), or read from their files when asked for (format 2).
 
     `dataset[i] -> LatentSample`; `dataset.batch([i, j, ...]) -> dict of tensors`; `dataset.buckets()` groups the
     indices by latent shape, because only equal shapes stack into one batch.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, fingerprint: str | None = None) -> None:
+        """
+        Args:
+            path: a dataset's folder.
+            fingerprint: of an older dataset in it; None: the one in use.
+
+        Raises:
+            UserError: no dataset, one of an unknown format, a file that is missing or cut off, a stale mix.
+        """
         self.path = Path(path)
-        index_path = self.path / INDEX_NAME
+        index_path = self.path / (INDEX_NAME if fingerprint is None else f"index-{fingerprint}.json")
         if not index_path.is_file():
             raise UserError(
-                f"{self.path} holds no latent dataset ({INDEX_NAME} is missing); encode clips into it first."
+                f"{self.path} holds no latent dataset ({index_path.name} is missing); encode clips into it first."
             )
-        self.index: dict[str, Any] = json.loads(index_path.read_text())
-        if self.index.get("format") != FORMAT:
-            raise UserError(f"{index_path} is of format {self.index.get('format')!r}; this version reads {FORMAT!r}.")
-        self.samples: list[LatentSample] = []
+        self.index: dict[str, Any] = json.loads(index_path.read_text(encoding="utf-8"))
+        self._held: list[LatentSample] = []
+        self._places: list[tuple[store.Reader, store.Reader, int]] = []
+        self.shapes: list[tuple[int, ...]] = []
+        """Latent shape [C, T, h, w] of every sample."""
+        if self.index.get("format") == FORMAT:
+            self._read_shards()
+        elif self.index.get("format") == store.FORMAT:
+            for bucket, moments, texts in store.check_index(self.path, self.index):
+                count = len(moments.header["samples"])
+                self._places += [(moments, texts, number) for number in range(count)]
+                self.shapes += [tuple(bucket["latent_shape"])] * count
+        else:
+            known = f"{FORMAT!r} and {store.FORMAT!r}"
+            raise UserError(f"{index_path} is of format {self.index.get('format')!r}; this version reads {known}.")
+
+    def _read_shards(self) -> None:
         for entry in self.index["shards"]:
             samples = read_shard(self.path / entry["file"])
             if len(samples) != entry["samples"]:
@@ -249,28 +315,78 @@ class ShardDataset:
                     f"{entry['file']} holds {len(samples)} samples, the index says {entry['samples']}; "
                     "encode the clips again."
                 )
-            self.samples.extend(samples)
+            self._held.extend(samples)
+        self.shapes = [tuple(sample.latents.shape) for sample in self._held]
+
+    @property
+    def samples(self) -> list[LatentSample]:
+        """All samples, in memory."""
+        return [self[number] for number in range(len(self))]
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """What the latents were made with, as far as it is known: `vae`, `text_encoders`, `preprocessing`, ..."""
+        made = dict(self.index.get("made") or {})
+        provenance = self.index.get("provenance") or {}
+        if not made and "model" in provenance:
+            made["model"] = provenance["model"]
+        return made
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.shapes)
 
     def __getitem__(self, index: int) -> LatentSample:
-        return self.samples[index]
+        if self._held:
+            return self._held[index]
+        moments, texts, number = self._places[index]
+        said = texts.header["samples"][number]
+        return LatentSample(
+            latents=moments.tensor("mean", number),
+            states=texts.tensor("states", number),
+            pooled=texts.tensor("pooled", number),
+            prompt=said["prompt"],
+            metadata=self.metadata(index),
+            logvar=moments.tensor("logvar", number) if moments.has("logvar") else None,
+        )
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What is known of a sample; reads no tensor."""
+        if self._held:
+            return self._held[index].metadata
+        moments, texts, number = self._places[index]
+        return {**moments.header["samples"][number], **texts.header["samples"][number]["metadata"]}
 
     def buckets(self) -> dict[tuple[int, ...], list[int]]:
-        """Latent shape [C, T, h, w] -> indices of the samples that have it, both in order of first appearance."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, sample in enumerate(self.samples):
-            groups.setdefault(tuple(sample.latents.shape), []).append(i)
-        return groups
-
-    def prompts(self, indices: Iterable[int]) -> list[str]:
-        return [self.samples[i].prompt for i in indices]
+        """Latent shape -> indices of the samples that have it."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for i, shape in enumerate(self.shapes):
+            found.setdefault(shape, []).append(i)
+        return found
 
     def batch(self, indices: Sequence[int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Stack samples: latents [B, C, T, h, w], text_states [B, S, D] right-padded with zeros, text_mask [B, S] bool
         (True = real token), pooled [B, P]. S is the longest text of this batch, not of the dataset."""
-        return collate([self.samples[i] for i in indices], dtype)
+        return collate([self[i] for i in indices], dtype)
+
+
+def check_mix(datasets: Sequence[ShardDataset]) -> None:
+    """Raise UserError unless the datasets may be trained on together: the same VAE, text encoders and version of the
+    preprocessing, as far as each says. Sizes, rates and captioners may differ."""
+    seen: dict[str, tuple[Any, ShardDataset]] = {}
+    for dataset in datasets:
+        made = dataset.made
+        made["preprocessing"] = (made.get("preprocessing") or {}).get("version")
+        for what in ("model", "vae", "text_encoders", "preprocessing"):
+            value = made.get(what)
+            if value is None:
+                continue
+            other, first = seen.setdefault(what, (value, dataset))
+            if other != value:
+                raise UserError(
+                    f"The latents of {dataset.path} and {first.path} were made with different "
+                    f"{'weights' if what == 'model' else what.replace('_', ' ')}; encode one of them again "
+                    "(nothing is deleted)."
+                )
 
 
 def collate(samples: Sequence[LatentSample], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -337,11 +453,15 @@ class Loader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        draw: bool = False,
     ) -> None:
+        """draw: latents drawn anew at every epoch in place of the mode (see `LatentSample.drawn`)."""
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError("batch_size must be at least 1 and rank must be in [0, world_size)")
         entries = [MixEntry(mix)] if isinstance(mix, ShardDataset) else list(mix)
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        check_mix([entry.dataset for entry in entries])
+        self._draws = LatentDraws(seed) if draw else None
         self._sources: list[_Source] = []
         shares: list[float] = []
         for entry in entries:
@@ -372,15 +492,23 @@ class Loader:
 
     def select(self, step: int) -> tuple[ShardDataset, list[int]]:
         """The dataset and the sample indices of this rank's batch at `step`."""
+        dataset, keys = self._keys(step)
+        return dataset, [index for index, _ in keys]
+
+    def _keys(self, step: int) -> tuple[ShardDataset, list[tuple[int, int]]]:
+        """The dataset, and (sample index, epoch) of this rank's batch."""
         number, drawn = self.source_of(step)
         source = self._sources[number]
         first = (drawn * self.world_size + self.rank) * self.batch_size
-        places = epoch_shuffled(len(source.indices), range(first, first + self.batch_size), self.seed, 2, number)
-        return source.dataset, [source.indices[i] for i in places]
+        positions = range(first, first + self.batch_size)
+        places = epoch_shuffled(len(source.indices), positions, self.seed, 2, number)
+        epochs = [position // len(source.indices) for position in positions]
+        return source.dataset, [(source.indices[i], epoch) for i, epoch in zip(places, epochs, strict=True)]
 
     def batch(self, step: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        dataset, indices = self.select(step)
-        return dataset.batch(indices, dtype)
+        dataset, keys = self._keys(step)
+        samples = [dataset[index] for index, _ in keys]
+        return collate(self._draws.apply(samples, keys) if self._draws else samples, dtype)
 
 
 def apportion(shares: Sequence[float], seats: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from openhunyuan.base.weights import load_safetensors, save_safetensors
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.text.encoder import TextEncoder
+from openhunyuan.models.text.templates import TEMPLATE_FILE
 from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.models.vae.model import CausalVAE
 from openhunyuan.models.zoo import (
@@ -112,11 +113,18 @@ class LoadedModel:
 
     def weights_name(self) -> str:
         """Identifies what makes latents and text states (hashes of the VAE's and the text encoders' weights)."""
-        names = [self.spec.name]
-        for place in (self.files.vae, self.files.text_encoder, self.files.text_encoder_2):
-            weights = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
-            names += [file_sha256(file)[:16] for file in weights]
-        return "-".join(names)
+        places = (self.files.vae, self.files.text_encoder, self.files.text_encoder_2)
+        return "-".join([self.spec.name, *(digest for place in places for digest in _hashes(place))])
+
+    def vae_name(self) -> str:
+        """Identifies what makes latents: hashes of the VAE's weights."""
+        return "-".join(_hashes(self.files.vae))
+
+    def text_name(self) -> str:
+        """Identifies what makes text states: hashes of both text encoders' weights and of the folder's template."""
+        names = [*_hashes(self.files.text_encoder), *_hashes(self.files.text_encoder_2)]
+        template = self.files.text_encoder / TEMPLATE_FILE
+        return "-".join([*names, file_sha256(template)[:16]] if template.is_file() else names)
 
     def with_vae(self, folder: Path) -> LoadedModel:
         """The same model with the VAE of another component folder, nothing of it read yet."""
@@ -144,6 +152,11 @@ class LoadedModel:
         ):
             if given != wanted:
                 raise UserError(f"In {self.folder} the {what} is {given}, but the transformer expects {wanted}.")
+
+
+def _hashes(place: Path) -> list[str]:
+    weights = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
+    return [file_sha256(file)[:16] for file in weights]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.latents.captions import CAPTION, CaptionAssembly
 from openhunyuan.latents.shards import INDEX_NAME, ShardDataset
 from openhunyuan.models.load import load_model, save_model_folder
 from openhunyuan.recipes.world_latents import LatentBatches
@@ -71,7 +72,9 @@ def train(data: Path, runs_dir: Path, steps: int, device: torch.device, model_na
     task = FlowTask(FlowConfig(), dit, EmptyText(empty.states[0][empty.mask[0]], empty.pooled[0]), {})
     run_dir = runs_dir / config.name
     record = {"data": str(data), "model": model_name, "weights": made_with}
-    Trainer(config, task, LatentBatches([dataset], config.seed), run_dir, record, device).run()
+    said = any(CAPTION in dataset.metadata(row) for row in range(len(dataset)))
+    captions = CaptionAssembly(model.text, config.seed) if said else None
+    Trainer(config, task, LatentBatches([dataset], config.seed, captions), run_dir, record, device).run()
     spec = model.spec
     save_model_folder(
         run_dir / "model",

@@ -57,9 +57,9 @@ def read_latents(data: Path, model: LoadedModel) -> list[ShardDataset]:
                 f"The latents of {dataset.path} were made with another VAE or other text encoders than this run's, so "
                 f"they mean nothing to it; encode again with: {again}."
             )
-        for number, sample in enumerate(dataset.samples):
-            fields = sample.metadata.get(CAPTION)
-            if not sample.prompt.strip() and not fields:
+        for number in range(len(dataset)):
+            fields = dataset.metadata(number).get(CAPTION)
+            if not fields and not dataset[number].prompt.strip():
                 raise UserError(f"Sample {number} of {dataset.path} has no caption; caption its clip and encode again.")
             if fields:
                 _check_caption(fields, f"sample {number} of {dataset.path}")

@@ -11,7 +11,7 @@ from openhunyuan.base.log import get_logger
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.latents.captions import CaptionAssembly
 from openhunyuan.latents.plan import BatchPlan, CostModel
-from openhunyuan.latents.shards import ShardDataset, collate
+from openhunyuan.latents.shards import LatentDraws, LatentSample, ShardDataset, check_mix, collate
 from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.loop import Batch
 
@@ -32,8 +32,13 @@ class PlannedBatches:
         world_size: int = 1,
         captions: CaptionAssembly | None = None,
         image_scales: Sequence[tuple[int, int]] = (),
+        draws: LatentDraws | None = None,
     ) -> None:
-        self.samples = [sample for dataset in datasets for sample in dataset.samples]
+        """captions: texts assembled anew at every epoch. draws: latents drawn anew, in place of the mode."""
+        check_mix(datasets)
+        self.places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
+        self.shapes = [shape[1:] for dataset in datasets for shape in dataset.shapes]
+        self.draws = draws
         self.cost, self.global_batch, self.ratio, self.max_cost = cost, global_batch, images_to_videos, max_cost
         self.seed, self.rank, self.world_size, self.captions = seed, rank, world_size, captions
         self.image_scales = image_scales
@@ -43,13 +48,12 @@ class PlannedBatches:
     def plan(self, stage: Stage) -> BatchPlan:
         """The plan of a stage."""
         if stage not in self._plans:
-            shapes = [tuple(sample.latents.shape[1:]) for sample in self.samples]
             largest = {}
             for shape in stage.shapes:
                 latent = VideoSize(shape.num_frames, shape.height, shape.width).latent
                 largest[latent.frames, latent.height, latent.width] = shape.batch_size
             self._plans[stage] = plan = BatchPlan(
-                [(t, h, w) for t, h, w in shapes],
+                [(t, h, w) for t, h, w in self.shapes],
                 largest,
                 self.cost,
                 self.global_batch,
@@ -75,8 +79,8 @@ class PlannedBatches:
         mine += [replace(smallest, weight=0.0)] * (max(len(rank) for rank in ranks) - len(mine))
         parts = []
         for micro in mine:
-            samples = [self.samples[number] for number, _ in micro.keys]
-            if self.captions:
-                samples = self.captions.apply(samples, micro.keys)
+            samples: list[LatentSample] = [dataset[row] for dataset, row in (self.places[n] for n, _ in micro.keys)]
+            for change in (self.draws, self.captions):
+                samples = change.apply(samples, micro.keys) if change else samples
             parts.append((micro.weight, collate(samples) | {"keys": torch.tensor(micro.keys)}))
         return {"parts": parts}

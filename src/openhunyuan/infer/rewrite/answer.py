@@ -1,4 +1,7 @@
-"""From a language model's answer to a prompt: the JSON object in it, the checks, and the one order of its parts."""
+"""From a language model's answer to a prompt: the JSON object in it, and the checks.
+
+Its parts become a text by the function that writes training texts (`caption.schema.combine`).
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,13 @@ from typing import Any
 from openhunyuan.base.chat import is_refusal, json_object, without_thought
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
-from openhunyuan.caption.camera import camera_phrase
-from openhunyuan.caption.schema import Caption
+from openhunyuan.caption.schema import PROMPT_PARTS, Caption, combine
 from openhunyuan.infer.rewrite.record import RewriteError
 
 MAX_WORDS = 220
 """Longer prompts are refused: the released text encoder would cut them."""
 MAX_CHARACTERS = 20_000
 
-_PARTS = ("dense", "background", "shot_type", "camera", "lighting", "style", "atmosphere")
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」|『([^』]+)』|«([^»]+)»")
 
 
@@ -65,21 +66,9 @@ def read_answer(answer: str, original: str) -> Rewritten:
         raise NotInForm(f"{str(error).rstrip('.')}.") from None
     if is_refusal(caption.dense):
         raise RewriteError(f"The rewriter refused: {_quote(caption.dense)}")
-    text = assemble_prompt(caption)
+    text = combine(caption, PROMPT_PARTS)
     _check(text, original)
     return Rewritten(caption=caption, text=text)
-
-
-def assemble_prompt(caption: Caption) -> str:
-    """The parts in the one order that every rewritten prompt has, each ended like a sentence."""
-    values = {**caption.model_dump(), "camera": camera_phrase(caption.camera) if caption.camera else ""}
-    sentences = []
-    for name in _PARTS:
-        value = " ".join(values[name].split())
-        if value:
-            value = value[0].upper() + value[1:]
-            sentences.append(value if re.search(r"[.!?][\"”']?$", value) else f"{value}.")
-    return " ".join(sentences)
 
 
 def quoted_texts(text: str) -> list[str]:
