@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,6 +25,12 @@ class Resources:
 
     cpus: int = 1
     gpus: int = 0
+
+
+def together(needs: Iterable[Resources]) -> Resources:
+    """What one worker needs that runs several stages one after the other."""
+    needs = list(needs)
+    return Resources(max((n.cpus for n in needs), default=1), max((n.gpus for n in needs), default=0))
 
 
 class Stage(Record):

@@ -12,9 +12,11 @@ between merging and deleting) is the same row twice and is read once. Nothing he
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from openhunyuan.base.files import write_atomic
 from openhunyuan.base.require import require
 from openhunyuan.curate.clip import file_sha256
 from openhunyuan.curate.stage import Outcome, Stage
+
+log = logging.getLogger(__name__)
 
 STORE, TABLES = "store", "tables"
 MERGE_AT = 64
@@ -153,6 +157,21 @@ def store_file(data: Path, made: Path) -> str:
 def stored(digest: str) -> str:
     """Where a file lies in a data folder, by its hash."""
     return f"{STORE}/{digest[:2]}/{digest}.mp4"
+
+
+@contextmanager
+def alone(data: Path) -> Iterator[None]:
+    """Be the only run that writes to a data folder. Raises UserError when there is another; a dead one is none."""
+    fcntl: Any = require("fcntl") if os.name == "posix" else None
+    with (data / ".lock").open("w") as lock:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another run is writing to {data}; wait until it ends, or name another folder.") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): see to it that no second run writes there", data, error.strerror)
+        yield
 
 
 def sweep(data: Path) -> None:
