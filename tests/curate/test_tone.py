@@ -28,7 +28,7 @@ def test_the_curve_is_straight_below_its_knee_and_ends_at_white() -> None:
     light = np.linspace(0, PEAK, 2001)
     out = compressed(light)
     assert (np.diff(out) > 0).all()
-    assert out[light <= 90] == pytest.approx(light[light <= 90], rel=1e-6)
+    assert out[light <= 80] == pytest.approx(light[light <= 80], rel=1e-6)
     assert out[-1] == pytest.approx(WHITE)
     assert (out <= light + 1e-9).all()
 

@@ -40,6 +40,8 @@ class Stage(Record):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     resources: ClassVar[Resources] = Resources()
+    bulky: ClassVar[tuple[str, ...]] = ()
+    """Columns that stay on disk: nothing is decided from them, and memory must not grow with them."""
 
     @property
     def weights(self) -> str | None:
