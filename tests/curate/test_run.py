@@ -224,13 +224,7 @@ curate(sys.argv[1], sys.argv[2], PLAN, on_progress=progress, engine=Engine(1))
 
 
 @pytest.mark.parametrize(
-    "engine, step",
-    [
-        ("processes", "shots"),
-        ("processes", "measuring"),
-        ("processes", "cutting"),
-        pytest.param("ray", "measuring", marks=pytest.mark.slow),
-    ],
+    "engine, step", [("processes", "measuring"), pytest.param("ray", "cutting", marks=pytest.mark.slow)]
 )
 def test_a_killed_run_loses_only_what_it_was_at(
     raw: Path, tmp_path: Path, counted: Counter[str], engine: str, step: str
@@ -246,8 +240,7 @@ def test_a_killed_run_loses_only_what_it_was_at(
         assert time.monotonic() < until, "what worked for it goes on"
         time.sleep(0.1)
     curate(raw, tmp_path / "data", PLAN)
-    done = {"shots": "_find_shots", "measuring": "analyse", "cutting": "_cut"}[step]
-    assert counted[done] == 1, "the first of two was kept"
+    assert counted[{"measuring": "analyse", "cutting": "_cut"}[step]] == 1, "the first of two was kept"
     curate(raw, tmp_path / "whole", PLAN)
     assert (tmp_path / "data/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
 
