@@ -1,5 +1,7 @@
 """The data verbs end to end: raw footage, clips, captions, latents; refusals before anything expensive."""
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,15 +15,22 @@ from openhunyuan.models.zoo import check_model
 from openhunyuan.recipes import own_data
 from tests.curate.films import save, shot
 
+LOOSE = ["--threshold", "clarity.edge_width<=30", "--threshold", "clip.seconds>=0.5", "--without", "overlay"]
+ENGINES = {"processes": ["--workers", "1"], "ray": ["--engine", "ray", "--workers", "1"]}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    save(tmp_path / "raw/a.mp4", shot(1, 30), shot(2, 26), shot(3, 10))
+    return tmp_path / "raw"
+
 
 def test_from_raw_footage_to_latents(
-    tmp_path: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
+    raw: Path, tmp_path: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw, data = tmp_path / "raw", tmp_path / "data"
-    save(raw / "a.mp4", shot(1, 30), shot(2, 26), shot(3, 10))
+    data = tmp_path / "data"
     curate = ["curate", str(raw), "--output", str(data), "--workers", "0"]
-    loose = ["--threshold", "clarity.edge_width<=30", "--threshold", "clip.seconds>=0.5", "--without", "overlay"]
-    assert main([*curate, *loose, "--min-seconds", "0.5"]) == 0
+    assert main([*curate, *LOOSE, "--min-seconds", "0.5"]) == 0
     assert capsys.readouterr().out.strip() == str(data / "manifest.jsonl")
     clips = read_clips(data)
     assert [c.dropped.stage if c.dropped else None for c in clips] == [None, None, "split"]
@@ -42,7 +51,42 @@ def test_from_raw_footage_to_latents(
     assert main(["curate", "forget", "a.mp4", "--output", str(data)]) == 0
     receipt = json.loads(capsys.readouterr().out)
     assert (receipt["latents"], receipt["files"], len(receipt["clips"])) == (2, 2, 3)
-    assert main([*curate, *loose]) == 2
+    assert main([*curate, *LOOSE]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_the_commands_as_they_are_documented(raw: Path, tmp_path: Path, engine: str) -> None:
+    """With the embedded model, and with either engine; the manifest is that of a run without one."""
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed; it comes with: pip install 'openhunyuan[ray]'")
+    data, plain, runs = tmp_path / "data", tmp_path / "plain", tmp_path / "runs"
+    curate = ["curate", str(raw), *LOOSE, "--min-seconds", "0.5"]
+    assert main([*curate, "--output", str(data), *ENGINES[engine]]) == 0
+    assert main([*curate, "--output", str(plain), "--workers", "0"]) == 0
+    assert (data / "manifest.jsonl").read_bytes() == (plain / "manifest.jsonl").read_bytes()
+    assert main(["caption", str(data)]) == 0
+    assert main(["encode", str(data), "--model", "tiny", "--device", "cpu"]) == 0
+    train = ["train", "tiny-video", "--data", str(data), "--steps", "1", "--runs-dir", str(runs), "--device", "cpu"]
+    assert main(train) == 0
+    (model,) = runs.glob("*/model")
+    assert check_model(str(model))[1].description.endswith(f"1 more steps on 2 clips of {data.name}.")
+
+
+def test_an_engine_that_is_not_installed_is_named(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def without_ray(name: str, package: str | None = None) -> object:
+        if name.split(".")[0] == "ray":
+            raise ModuleNotFoundError("No module named 'ray'", name="ray")
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", without_ray)
+    assert main(["curate", str(raw), "--output", str(tmp_path / "data"), "--engine", "ray"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error == "error: This needs the package ray; install it with: pip install 'openhunyuan[ray]'."
 
 
 @pytest.mark.parametrize(
@@ -53,6 +97,9 @@ def test_from_raw_footage_to_latents(
         (["curate", "{raw}", "--threshold", "motion.speed=2"], "is not a threshold"),
         (["curate", "{raw}", "--without", "blur"], "Unknown filter blur"),
         (["curate", "{raw}", "--workers", "-3"], "workers"),
+        (["curate", "{raw}", "--engine", "ray", "--workers", "0"], "needs 1 or more"),
+        (["curate", "{raw}", "--engine", "dask"], "engine"),
+        (["curate", "{raw}", "--ray-address", "auto"], "is for --engine ray"),
         (["curate", "report", "nowhere"], "holds no manifest"),
         (["curate", "forget", "a.mp4", "--output", "nowhere"], "holds no manifest"),
         (["caption", "nowhere"], "holds no manifest"),

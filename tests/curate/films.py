@@ -63,3 +63,56 @@ def encode(
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
+
+
+def encode_hdr(path: Path, lights: np.ndarray, transfer: str, code: int) -> Path:
+    """A ten-bit BT.2020 mp4 of even grey frames with these lights (cd/m²); `code` is the transfer's number."""
+    import av
+
+    from openhunyuan.curate.tone import hlg_to_scene, light_to_pq
+
+    signals = np.linspace(0, 1, 10001)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=24)
+        stream.height = stream.width = 32
+        stream.pix_fmt, stream.options = "yuv420p10le", {"crf": "1"}
+        context = stream.codec_context
+        context.color_trc, context.color_primaries, context.colorspace, context.color_range = code, 9, 9, 1
+        for light in lights:
+            if transfer == "pq":
+                signal = float(light_to_pq(np.asarray(light)))
+            else:
+                signal = float(signals[np.abs(1000 * hlg_to_scene(signals) ** 1.2 - light).argmin()])
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), round(65535 * signal), np.uint16), "rgb48le")
+            frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, src_color_range=2, dst_color_range=1)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def edit_tkhd(path: Path, matrix: Sequence[int]) -> Path:
+    """The mp4 with this display matrix (nine numbers of 16.16 and 2.30) in its first track's header."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = b"".join((number % 2**32).to_bytes(4, "big") for number in matrix)
+    path.write_bytes(content)
+    return path
+
+
+CLOCKWISE = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
+"""The display matrix of a picture to be turned by a quarter to the right."""
+
+
+def write_sound(path: Path) -> Path:
+    """An mp4 with sound and no picture."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

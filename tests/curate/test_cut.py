@@ -67,7 +67,7 @@ def test_uneven_times_become_even(tmp_path: Path) -> None:
     with Footage(video) as footage:
         rate, base = Fraction(footage.media.rate), footage.time_base
     end = round(Fraction(800, 1000) / base)
-    one = piece("a", 0, 6, crop=(0, 0, 32, 32), start_pts=0, end_pts=end, even=False)
+    one = piece("a", 0, 6, crop=(0, 0, 32, 32), end_pts=end, even=False)
     (file,) = cut_pieces(video, [one], tmp_path, Cut(crf=0)).values()
     out, fps = read_video(tmp_path / stored(file.sha256))
     assert fps == pytest.approx(float(rate), abs=0.01)

@@ -1,14 +1,19 @@
-"""Workers that die, hang or fail cost one input each, and nothing else."""
+"""Workers that die, hang or fail cost one input each, and nothing else, wherever they live."""
 
 import errno
 import os
 import signal
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.engine import Pool
+from openhunyuan.curate.engine import Died, Engine, Processes, Worker
+from openhunyuan.curate.stage import Resources, together
+from tests.curate.conftest import OpenEngine
+from tests.curate.processes import in_a_process, is_alive
 
 
 def work(item: str) -> str:
@@ -25,24 +30,114 @@ def work(item: str) -> str:
     return item.upper()
 
 
-def test_every_input_has_one_result_and_the_poison_is_named() -> None:
+def dies_once(path: str) -> str:
+    """As a process that was killed for lack of memory, while others used it up."""
+    if not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "came through"
+
+
+def remember(path: str) -> None:
+    """Writes down who works, and then is at it for long."""
+    Path(path + ".part").write_text(str(os.getpid()))
+    os.replace(path + ".part", path)
+    time.sleep(300)
+
+
+def test_every_input_has_one_result_and_the_poison_is_named(open_engine: OpenEngine) -> None:
     items = ["a", "dies", "b", "bad", "hangs", "c", "bug"]
-    results = {r.item: r for r in Pool(work, workers=1, timeout=2.0).map(items)}
-    assert set(results) == set(items)
-    assert {i: r.value for i, r in results.items() if r.error is None} == {"a": "A", "b": "B", "c": "C"}
-    assert results["dies"].error == "the process that read it died (signal 9)"
-    assert results["bad"].error == "this one is bad"
-    assert "KeyError" in str(results["bug"].error)
-    assert "longer than 2 s" in str(results["hangs"].error)
+    with open_engine(2, 60.0) as engine:
+        assert [r.error for r in engine.map(work, ["w", "w"])] == [None, None]  # they are up: from here on time counts
+        engine.timeout = 4.0
+        results = {r.item: r for r in engine.map(work, items)}
+        assert set(results) == set(items)
+        assert {i: r.value for i, r in results.items() if r.error is None} == {"a": "A", "b": "B", "c": "C"}
+        assert results["dies"].error == "the process that read it died twice"
+        assert results["bad"].error == "this one is bad"
+        assert "KeyError" in str(results["bug"].error)
+        assert "longer than 4 s" in str(results["hangs"].error)
+        assert [r.value for r in engine.map(work, ["d"])] == ["D"], "the workers serve the next step"
+
+
+def test_what_dies_by_accident_is_tried_again(tmp_path: Path, open_engine: OpenEngine) -> None:
+    with open_engine(1, 60.0) as engine:
+        (result,) = engine.map(dies_once, [str(tmp_path / "was here")])
+    assert (result.value, result.error) == ("came through", None)
+
+
+def test_a_full_disk_stops_the_run_and_blames_no_input(open_engine: OpenEngine) -> None:
+    with open_engine(1, 60.0) as engine:
+        with pytest.raises(OSError, match="No space") as caught:
+            list(engine.map(work, ["a", "full"]))
+        assert caught.value.errno == errno.ENOSPC
 
 
 def test_without_processes_the_answers_are_the_same() -> None:
-    results = list(Pool(work, workers=0).map(["a", "bad"]))
-    assert [(r.value, r.error) for r in results] == [("A", None), (None, "this one is bad")]
+    engine = Processes(0)
+    assert [(r.value, r.error) for r in engine.map(work, ["a", "bad"])] == [("A", None), (None, "this one is bad")]
+    with pytest.raises(OSError, match="No space"):
+        list(engine.map(work, ["full"]))
+    with pytest.raises(UserError, match="0 or more"):
+        Processes(-1)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_full_disk_stops_the_run_and_blames_no_input(workers: int) -> None:
-    with pytest.raises(OSError, match="No space") as caught:
-        list(Pool(work, workers).map(["a", "full"]))
-    assert caught.value.errno == errno.ENOSPC
+class Broken(Worker):
+    """A worker that never comes up."""
+
+    def send(self, function: object, item: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def receive(self) -> None:
+        raise Died("exit code 1")
+
+
+class BrokenEngine(Engine):
+    def start(self, resources: Resources) -> Worker:
+        return Broken()
+
+    def ready(self, workers: Sequence[Worker], seconds: float) -> list[Worker]:
+        return list(workers)
+
+
+def test_workers_that_cannot_start_are_not_the_inputs_fault() -> None:
+    with pytest.raises(UserError, match=r"Workers cannot start: 3 died at once \(exit code 1\)"):
+        list(BrokenEngine(2).map(work, ["a", "b"]))
+
+
+def test_a_stage_that_needs_more_cores_has_fewer_workers() -> None:
+    started: list[Resources] = []
+
+    class Counting(BrokenEngine):
+        def start(self, resources: Resources) -> Worker:
+            started.append(resources)
+            return Broken()
+
+    with pytest.raises(UserError):
+        list(Counting(4).map(work, range(9), together([Resources(1, 0), Resources(3, 1)])))
+    assert started[0] == Resources(3, 1)
+    assert len(started) == 3, "one at a time: four cores have room for one"
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from openhunyuan.curate.engine import Processes
+from tests.curate.test_engine import remember
+
+def kill_myself():
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill_myself, daemon=True).start()
+list(Processes(1).map(remember, [sys.argv[1]]))
+"""
+
+
+def test_a_worker_ends_in_the_middle_of_its_work_when_its_run_is_killed(tmp_path: Path) -> None:
+    assert in_a_process(KILLED, tmp_path / "pid").returncode == -9
+    until = time.monotonic() + 60
+    while is_alive(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < until, "the worker goes on without its run"
+        time.sleep(0.1)

@@ -1,10 +1,10 @@
 """A run as a whole: what is known is not computed again, what changed is, and nothing vanishes."""
 
+import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +16,17 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.curate import run as module
 from openhunyuan.curate.clip import read_manifest
 from openhunyuan.curate.decide import Filter
+from openhunyuan.curate.engine import Processes
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.report import write_report
-from openhunyuan.curate.run import Plan, curate, find_videos, read_clips
+from openhunyuan.curate.run import Plan, curate, read_clips
 from openhunyuan.curate.split import Split
+from openhunyuan.curate.tables import read_rows
 from tests.curate.films import save, shot
+from tests.curate.processes import in_a_process, is_alive
 
 MOVING = Filter(name="motion", score="motion.speed", at_least=0.5, reason="hardly moves")
 PLAN = Plan(measures=(ClearStart(), Motion(), Quality(), Strip()), filters=(MOVING,))
@@ -175,7 +178,7 @@ def test_no_clip_is_an_error_after_everything_is_written(tmp_path: Path) -> None
     with pytest.raises(UserError, match="unreadable"):
         curate(tmp_path / "bad", tmp_path / "other", PLAN)
     with pytest.raises(UserError, match="No video"):
-        find_videos(tmp_path / "data")
+        curate(tmp_path / "data", tmp_path / "other", PLAN)
 
 
 def test_a_folder_that_cannot_be_read_is_reported(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,37 +195,148 @@ def test_a_folder_that_cannot_be_read_is_reported(raw: Path, tmp_path: Path, mon
 
 
 KILLED = """
-import os, signal, sys
-from tests.curate.test_run import PLAN
+import json, os, signal, sys
+from pathlib import Path
 from openhunyuan.curate.run import curate
+from tests.curate.test_run import PLAN
+
+def children():
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if stat.read_text().rsplit(")", 1)[1].split()[1] == str(os.getpid()):
+                found.append(int(stat.parent.name))
+        except OSError:
+            pass
+    return found
+
 def progress(step, done, total):
     if step == sys.argv[3] and done == 1:
+        Path(sys.argv[5]).write_text(json.dumps(children()))
         os.kill(os.getpid(), signal.SIGKILL)
-curate(sys.argv[1], sys.argv[2], PLAN, on_progress=progress)
+
+if sys.argv[4] == "ray":
+    from openhunyuan.curate.ray_engine import RayEngine as Engine
+else:
+    from openhunyuan.curate.engine import Processes as Engine
+curate(sys.argv[1], sys.argv[2], PLAN, on_progress=progress, engine=Engine(1))
 """
 
 
-@pytest.mark.parametrize("step", ["shots", "measuring", "cutting"])
-def test_a_killed_run_loses_only_what_it_was_at(raw: Path, tmp_path: Path, counted: Counter[str], step: str) -> None:
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(raw), str(tmp_path / "data"), step], env=environment, check=False
-    )
-    assert killed.returncode == -9
+@pytest.mark.parametrize(
+    "engine, step", [("processes", "measuring"), pytest.param("ray", "cutting", marks=pytest.mark.slow)]
+)
+def test_a_killed_run_loses_only_what_it_was_at(
+    raw: Path, tmp_path: Path, counted: Counter[str], engine: str, step: str
+) -> None:
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed; it comes with: pip install 'openhunyuan[ray]'")
+    killed = in_a_process(KILLED, raw, tmp_path / "data", step, engine, tmp_path / "children")
+    assert killed.returncode == -9, killed.stderr
+    left = json.loads((tmp_path / "children").read_text())
+    assert left, "something worked for it"
+    until = time.monotonic() + 120
+    while any(map(is_alive, left)):
+        assert time.monotonic() < until, "what worked for it goes on"
+        time.sleep(0.1)
     curate(raw, tmp_path / "data", PLAN)
-    done = {"shots": "_find_shots", "measuring": "analyse", "cutting": "_cut"}[step]
-    assert counted[done] == 1, "the first of two was kept"
+    assert counted[{"measuring": "analyse", "cutting": "_cut"}[step]] == 1, "the first of two was kept"
     curate(raw, tmp_path / "whole", PLAN)
     assert (tmp_path / "data/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
 
 
-def test_processes_give_the_same_manifest(raw: Path, tmp_path: Path) -> None:
+EVERY_WRITE = """
+import json, os, signal, sys
+from openhunyuan.curate.measures.quality import Quality
+from openhunyuan.curate.run import Plan, curate
+from openhunyuan.curate.split import Split
+import cv2, pyarrow.parquet, scenedetect.detectors  # once, before the forks
+
+PLAN = Plan(split=Split(min_seconds=0.3), measures=(Quality(),))
+replace, writes = os.replace, 0
+
+def one_write_then_death(*args, **kwargs):
+    global writes
+    writes += 1
+    if writes == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*args, **kwargs)
+
+def run(data, deadly):
+    pid = os.fork()
+    if pid == 0:
+        if deadly:
+            os.replace = one_write_then_death
+        curate(sys.argv[1], data, PLAN)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def lying():
+    tables = ((os.path.join(folder, n), folder) for folder, _, names in os.walk(sys.argv[2]) for n in names)
+    return {path: open(path, "rb").read() for path, _ in tables if path.endswith(".parquet") and "/." not in path}
+
+run(sys.argv[3], False)
+states, kept = [], True
+before = {}
+while (status := run(sys.argv[2], True)) != 0:
+    now = lying()
+    kept = kept and all(now.get(path) == content for path, content in before.items())
+    before = now
+    states.append(status)
+    assert len(states) < 100
+print(json.dumps({"states": states, "kept": kept}))
+"""
+
+
+def test_a_run_killed_at_every_single_write_gets_there_and_loses_no_row(tmp_path: Path) -> None:
+    """Each run makes one write and is killed at the next one: the rows that were there stay there, byte for byte."""
+    save(tmp_path / "raw/a.mp4", shot(1, 12, side=32))
+    save(tmp_path / "raw/b.mp4", shot(2, 12, side=32))
+    done = in_a_process(EVERY_WRITE, tmp_path / "raw", tmp_path / "data", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert set(answer["states"]) == {-9}
+    assert len(answer["states"]) > 15
+    assert answer["kept"]
+    for name in ("manifest.jsonl", "quarantine.jsonl", "funnel.json", "run.json", "drops.jsonl"):
+        assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_every_engine_gives_the_same_and_does_again_only_what_changed(
+    raw: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    engine = Processes(1) if kind == "processes" else request.getfixturevalue("ray")(2)
+    data = tmp_path / "data"
     (raw / "text.mp4").write_text("not a video")
-    for name, workers in (("here", 0), ("there", 1)):
-        curate(raw, tmp_path / name, PLAN, workers=workers)
-    for name in ("manifest.jsonl", "quarantine.jsonl", "funnel.json", "run.json"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+
+    def jobs(plan: Plan) -> list[int]:
+        """How many inputs each step was given: hashing, shots, measuring, cutting."""
+        asked: dict[str, int] = {}
+        curate(raw, data, plan, on_progress=lambda step, done, total: asked.update({step: total}), engine=engine)
+        return list(asked.values())
+
+    def same(plan: Plan, here: Path) -> bool:
+        curate(raw, here, plan)
+        views = ("manifest.jsonl", "quarantine.jsonl", "drops.jsonl", "funnel.json", "run.json")
+        return all((data / name).read_bytes() == (here / name).read_bytes() for name in views)
+
+    with engine:
+        assert jobs(PLAN) == [3, 3, 2, 2]
+        assert same(PLAN, tmp_path / "here")
+        for folder in sorted((tmp_path / "here").glob("tables/*/*")):
+            assert read_rows(data / folder.relative_to(tmp_path / "here")) == read_rows(folder)
+        assert jobs(PLAN) == [0, 0, 0, 0], "neither the dropped clip nor the poison is looked at again"
+        softer = replace(PLAN, filters=(MOVING.model_copy(update={"at_least": 0.0}),))
+        assert jobs(softer) == [0, 0, 0, 1]
+        changed = replace(PLAN, measures=(ClearStart(share=0.5), *PLAN.measures[1:]))
+        assert jobs(changed)[:3] == [0, 0, 2]
+        (motion,) = data.glob("tables/motion/*")
+        assert len(list(motion.glob("*.parquet"))) == 2, "motion was not written again"
+        save(raw / "a.mp4", shot(7, 24))
+        (raw / "sub/ü b.mp4").rename(raw / "z.mp4")
+        assert jobs(PLAN) == [2, 1, 1, 1]
+        assert same(PLAN, tmp_path / "anew")
 
 
 def test_a_plan_has_each_measure_once() -> None:

@@ -48,6 +48,20 @@ def test_rows_come_back_with_their_types(tmp_path: Path) -> None:
     assert about["parameters"] == {"side": 8}
 
 
+def test_bulky_columns_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pictures(Brightness):
+        bulky: ClassVar[tuple[str, ...]] = ("jpeg",)
+
+    monkeypatch.setattr(tables, "MERGE_AT", 2)
+    table = Table(tmp_path, Pictures())
+    for name in "abc":
+        table.add([Outcome(name, ({"level": 1.0, "jpeg": name.encode()},))])
+    assert all("jpeg" not in row for row in (table.rows()["a"][0], Table(tmp_path, Pictures()).rows()["a"][0]))
+    table.merge()
+    table.forget({"b"})
+    assert {key: rows[0]["jpeg"] for key, rows in tables.read_rows(table.folder).items()} == {"a": b"a", "c": b"c"}
+
+
 def test_other_parameters_are_another_table(tmp_path: Path) -> None:
     Table(tmp_path, Brightness()).add([Outcome("a", ({"level": 1.0},))])
     assert Table(tmp_path, Brightness(side=9)).rows() == {}

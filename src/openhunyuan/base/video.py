@@ -172,13 +172,22 @@ def frame_to_rgb(frame: Any, width: int | None = None, height: int | None = None
     """A decoded frame of PyAV as uint8 RGB [H, W, 3], at its own size or resized (area average)."""
     if frame.format.name in ("rgb24", "gray") and width is None:
         return frame.to_ndarray(format="rgb24")
+    size = (width, height) if width is not None and height is not None else None
+    return frame.reformat(format="rgb24", **_full_range(frame, size)).to_ndarray()
+
+
+def frame_to_rgb48(frame: Any, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A decoded frame as uint16 RGB [H, W, 3] in full range, transfer as coded; resized to (width, height)."""
+    return frame.reformat(format="rgb48le", **_full_range(frame, size)).to_ndarray()
+
+
+def _full_range(frame: Any, size: tuple[int, int] | None) -> dict[str, Any]:
     # 2 is "unspecified": untagged files are read as BT.709 from 720 lines up and BT.601 below, as players do.
     space = int(frame.colorspace)
-    source = "ITU709" if space == 1 or (space == 2 and frame.height >= 720) else "ITU601"
-    how: dict[str, Any] = {"format": "rgb24", "src_colorspace": source, "dst_color_range": "JPEG"}
-    if width is not None:
-        how.update(width=width, height=height, interpolation="AREA")
-    return frame.reformat(**how).to_ndarray()
+    named = {1: "ITU709", 7: "SMPTE240M", 9: "BT2020", 10: "BT2020"}
+    source = named.get(space, "ITU709" if space == 2 and frame.height >= 720 else "ITU601")
+    how: dict[str, Any] = {"src_colorspace": source, "dst_color_range": "JPEG"}
+    return how if size is None else {**how, "width": size[0], "height": size[1], "interpolation": "AREA"}
 
 
 def write_image(path: str | os.PathLike[str], frame: np.ndarray, metadata: Mapping[str, Any] | None = None) -> None:

@@ -16,6 +16,7 @@ from openhunyuan.cli.parse import parse
 from openhunyuan.cli.progress import step_bar
 
 if TYPE_CHECKING:
+    from openhunyuan.curate.engine import Engine
     from openhunyuan.curate.run import Curation
 
 PROG = "openhunyuan curate"
@@ -46,7 +47,20 @@ class CurateOptions(Record):
     )
     min_seconds: float = Field(0.6, description="Shortest shot.")
     max_seconds: float = Field(20.0, description="Longer shots are cut into equal pieces no longer than this.")
-    workers: int = Field(-1, ge=-1, description="Processes of one thread; -1 = as many as there are cores, 0 = none.")
+    engine: Literal["processes", "ray"] = Field(
+        "processes", description="Where the work is done: processes of this machine, or Ray. The result is the same."
+    )
+    ray_address: str | None = Field(
+        None,
+        description='With --engine ray: a running cluster, as HOST:6379, or "auto" for the one of this machine; '
+        "without it, a Ray of this run's own.",
+    )
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="Sources in work at once, each in a process of one thread; -1 = as many as there are cores, "
+        "0 = in this process.",
+    )
     timeout: float = Field(3600.0, gt=0, description="Seconds for one video in one step; then it is quarantined.")
     retry: bool = Field(False, description="Try again what an earlier run quarantined.")
 
@@ -81,8 +95,9 @@ def _curate(options: CurateOptions) -> int:
     from openhunyuan.base.errors import UserError
     from openhunyuan.base.require import require
     from openhunyuan.curate.decide import with_threshold
+    from openhunyuan.curate.find import find_videos
     from openhunyuan.curate.measures.motion import Motion
-    from openhunyuan.curate.run import curate, find_videos
+    from openhunyuan.curate.run import curate
     from openhunyuan.curate.split import Split
     from openhunyuan.infer.output import check_folder
     from openhunyuan.recipes.curate import PLAN
@@ -110,12 +125,24 @@ def _curate(options: CurateOptions) -> int:
     require("pyarrow", extra="curate")
     find_videos(options.raw)
     check_folder(Path(options.output))
-    workers = (os.cpu_count() or 1) if options.workers < 0 else options.workers
-    with step_bar() as show:
-        result = curate(options.raw, options.output, plan, workers, options.timeout, options.retry, on_progress=show)
+    with _engine(options) as engine, step_bar() as show:
+        result = curate(options.raw, options.output, plan, retry=options.retry, on_progress=show, engine=engine)
     _table(result)
     print(Path(options.output) / "manifest.jsonl")
     return 0
+
+
+def _engine(options: CurateOptions) -> Engine:
+    from openhunyuan.base.errors import UserError
+    from openhunyuan.curate.engine import Processes
+
+    if options.engine == "ray":
+        from openhunyuan.curate.ray_engine import RayEngine
+
+        return RayEngine(None if options.workers < 0 else options.workers, options.timeout, options.ray_address)
+    if options.ray_address is not None:
+        raise UserError("--ray-address is for --engine ray; add it, or leave the address out.")
+    return Processes((os.cpu_count() or 1) if options.workers < 0 else options.workers, options.timeout)
 
 
 def _table(result: Curation) -> None:

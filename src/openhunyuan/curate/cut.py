@@ -26,7 +26,7 @@ class Cut(Stage):
     """How clips are encoded."""
 
     name: ClassVar[str] = "cut"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     crf: int = Field(default=12, ge=0, le=51, description="x264 quality of clip files: 0 is lossless, 51 the worst.")
 
@@ -39,7 +39,6 @@ class Piece(Record):
     start: int
     end: int
     crop: tuple[int, int, int, int]
-    start_pts: int | None = None
     end_pts: int | None = None
     even: bool = Field(default=True, description="Whether the source's frames come at even times.")
 
@@ -98,8 +97,8 @@ def _cut(frames: Iterator[Frame], piece: Piece, footage: Footage, data: Path, co
         raise UserError(f"Clip {piece.clip} would be smaller than two pixels.")
     rate = Fraction(footage.media.rate)
     span = _span(frames, piece)
-    if not piece.even and piece.start_pts is not None and piece.end_pts is not None:
-        span = evenly(span, piece.start_pts, piece.end_pts, rate, footage.time_base)
+    if not piece.even and piece.end_pts is not None:
+        span = evenly(span, piece.end_pts, rate, footage.time_base)
     temporary = data / ".work" / f"{piece.key}.mp4"
     count = write_frames(
         temporary,
@@ -124,16 +123,19 @@ def _span(frames: Iterator[Frame], piece: Piece) -> Iterator[Frame]:
     raise UserError(f"The source of clip {piece.clip} ended at frame {number + 1}; it has changed since it was split.")
 
 
-def evenly(frames: Iterator[Frame], start: int, end: int, rate: Fraction, time_base: Fraction) -> Iterator[Frame]:
+def evenly(frames: Iterator[Frame], end: int, rate: Fraction, time_base: Fraction) -> Iterator[Frame]:
     """Frames at uneven times → frames at `rate`: at each output time, the one whose time is nearest below it.
 
-    start, end: times of the span in units of `time_base`. A frame may repeat, and one may be left out.
+    The first output time is the first frame's own; end: of the last frame, in units of `time_base`. A frame may repeat,
+    and one may be left out. Frames without a time stay as long as the one before them lets them.
     """
     step = 1 / (rate * time_base)  # units of the time base between two output frames
-    total = max(1, round((end - start) / step))
     shown: Frame | None = None
-    done = 0
+    start = done = total = 0
     for frame in frames:
+        if shown is None:
+            start = frame.pts or 0
+            total = max(1, round((end - start) / step))
         while done < total and shown is not None and frame.pts is not None and start + done * step < frame.pts:
             yield shown
             done += 1

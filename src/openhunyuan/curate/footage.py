@@ -2,7 +2,7 @@
 
 Everything that curation reads of a source goes through `Footage`: rotation (a flag in the container) is applied, and
 pixels that are not square are widened, so that sizes, crops and pictures all speak of the same display frame. Ten-bit
-sources come out as eight bits. A source with PQ or HLG light is read without tone mapping, and tagged `hdr`.
+sources come out as eight bits; PQ and HLG light and BT.2020 colours are brought to BT.709 (`curate.tone`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ import numpy as np
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.base.require import require
-from openhunyuan.base.video import frame_to_rgb
+from openhunyuan.base.video import frame_to_rgb, frame_to_rgb48
+from openhunyuan.curate.tone import to_sdr
+
+READING = 2
+"""Raised when the same file would give other pixels than before; part of the key of every stage that reads footage."""
 
 _HDR_TRANSFERS = {16: "pq", 18: "hlg"}
+_BT2020, _UNKNOWN = 9, 2
 
 
 class Media(Record):
@@ -28,6 +33,7 @@ class Media(Record):
 
     rate: frames a second, exact, as "24000/1001". sar: width of a pixel over its height. rotation: degrees that the
     display turns the coded picture by. bits: of one sample. transfer: "sdr", "pq" or "hlg".
+    wide: whether the primaries are those of BT.2020.
     """
 
     height: int
@@ -39,6 +45,7 @@ class Media(Record):
     pixel_format: str
     bits: int = 8
     transfer: str = "sdr"
+    wide: bool = False
     bit_rate: int | None = None
 
 
@@ -57,7 +64,11 @@ class Frame:
         turned = self.media.rotation % 180 != 0
         coded = (height, width) if turned else (width, height)
         natural = coded == (self.raw.width, self.raw.height)
-        pixels = frame_to_rgb(self.raw) if natural else frame_to_rgb(self.raw, *coded)
+        size = None if natural else coded
+        if self.media.wide or self.media.transfer != "sdr":
+            pixels = to_sdr(frame_to_rgb48(self.raw, size), self.media.transfer, self.media.wide)
+        else:
+            pixels = frame_to_rgb(self.raw, *(size or ()))
         return upright(pixels, self.media.rotation)
 
     def opencv_gray(self) -> np.ndarray:
@@ -141,6 +152,17 @@ class Footage:
         """Frames that the container says it has; 0 where it does not say."""
         return int(self._stream.frames or 0)
 
+    @property
+    def promised_seconds(self) -> Fraction | None:
+        """Length of the stream by a Matroska file's own word, which gives no number of frames; else None."""
+        text = str(self._stream.metadata.get("DURATION", ""))
+        hours, _, rest = text.partition(":")
+        minutes, _, seconds = rest.partition(":")
+        try:
+            return 3600 * Fraction(hours) + 60 * Fraction(minutes) + Fraction(seconds)
+        except ValueError:
+            return None
+
     def frames(self) -> Iterator[Frame]:
         """Every frame from the first, once. Raises UserError where decoding fails."""
         number = 0
@@ -176,6 +198,7 @@ def _media(stream: Any, first: Any) -> Media:
     width, height = max(1, round(first.width * sar)), first.height
     if rotation % 180:
         width, height = height, width
+    transfer = _HDR_TRANSFERS.get(int(first.color_trc), "sdr")
     return Media(
         height=height,
         width=width,
@@ -185,7 +208,8 @@ def _media(stream: Any, first: Any) -> Media:
         codec=context.name,
         pixel_format=first.format.name,
         bits=max((component.bits for component in first.format.components), default=8),
-        transfer=_HDR_TRANSFERS.get(int(first.color_trc), "sdr") if hasattr(first, "color_trc") else "sdr",
+        transfer=transfer,
+        wide=int(first.color_primaries) == _BT2020 or (transfer != "sdr" and int(first.color_primaries) == _UNKNOWN),
         bit_rate=stream.bit_rate or None,
     )
 

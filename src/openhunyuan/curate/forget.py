@@ -12,7 +12,7 @@ from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.clip import clip_id, read_manifest
 from openhunyuan.curate.run import CUT, FORGOTTEN, MANIFEST, QUARANTINE, Sources, write_manifest
 from openhunyuan.curate.split import STAGE as SPLIT
-from openhunyuan.curate.tables import TABLES, all_tables, read_rows, stored
+from openhunyuan.curate.tables import TABLES, all_tables, alone, read_rows, stored
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,11 @@ def forget(data: Path | str, sha256: str, latents: int = 0) -> Receipt:
     The receipt is written first: a run that comes between does not bring the source back. `latents`: samples that the
     caller removed, for the receipt.
     """
-    data = Path(data)
+    with alone(Path(data)):
+        return _forget(Path(data), sha256, latents)
+
+
+def _forget(data: Path, sha256: str, latents: int) -> Receipt:
     clips = clips_from(data, sha256)
     files, keys, paths = set(), {sha256, *clips}, set()
     for folder in data.glob(f"{TABLES}/{CUT}/*"):

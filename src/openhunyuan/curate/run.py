@@ -19,11 +19,10 @@ its workers were at.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,17 +35,19 @@ from openhunyuan.curate.concepts import Concepts
 from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
 from openhunyuan.curate.decide import Crop, Filter, Rows, decide
 from openhunyuan.curate.duplicates import Duplicates
-from openhunyuan.curate.engine import Pool
+from openhunyuan.curate.engine import Engine, Processes
+from openhunyuan.curate.find import find_videos
 from openhunyuan.curate.footage import Media
 from openhunyuan.curate.measures.measure import ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.split import Shots, Span, Split, clips_of, find_shots
-from openhunyuan.curate.stage import Outcome, Stage
-from openhunyuan.curate.tables import TABLES, Table, read_rows, stored, sweep
+from openhunyuan.curate.stage import Outcome, Resources, Stage, together
+from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
 CUT = "cut"
+CHANGED: dict[str, Any] = {"error": "the source changed while it was read; run again"}
+"""Stands for the row of a source that became another file during the run: nothing is written down about it."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (step, done, in all)."""
@@ -122,22 +123,6 @@ class Curation:
         return [clip for clip in self.clips if not clip.dropped]
 
 
-def find_videos(path: Path | str, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
-    """A video file, or all video files below a folder in sorted order. Raises UserError when there is none.
-
-    `on_error` is told of folders that cannot be read.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    videos = []
-    for folder, _, names in os.walk(path, onerror=on_error, followlinks=True):
-        videos += [Path(folder) / n for n in names if not n.startswith(".") and n.lower().endswith(VIDEO_SUFFIXES)]
-    if not videos:
-        raise UserError(f"No video ({', '.join(VIDEO_SUFFIXES)}) was found at {path}.")
-    return sorted(videos)
-
-
 def curate(
     raw: Path | str,
     data: Path | str,
@@ -146,19 +131,24 @@ def curate(
     timeout: float = 3600.0,
     retry: bool = False,
     on_progress: OnProgress | None = None,
+    engine: Engine | None = None,
 ) -> Curation:
     """Curate a video file or a folder of them into the folder `data`; goes on where an earlier run stopped.
 
     workers: processes of one thread; 0 works here. timeout: seconds for one source in one step. retry: try again what
-    is quarantined. Raises UserError when there is no footage, or no clip is kept (everything is written before).
+    is quarantined. engine: another one than these processes; it is left open. The engine changes nothing but the time.
+    Raises UserError when there is no footage, another run is at work in `data`, or no clip is kept (everything is
+    written before).
     """
     raw, data = Path(raw), Path(data)
     failures: list[Failure] = []
-    videos = find_videos(raw, lambda e: failures.append(Failure(str(e.filename), "find", f"{e.strerror}")))
+    videos = find_videos(raw, lambda path, why: failures.append(Failure(path, "find", why)))
     data.mkdir(parents=True, exist_ok=True)
-    sweep(data)
-    run = _Run(data, plan, workers, timeout, retry, on_progress or (lambda *_: None), failures)
-    return run.all(videos)
+    with alone(data), ExitStack() as stack:
+        sweep(data)
+        engine = engine or stack.enter_context(Processes(workers, timeout))
+        engine.prepare(str(raw), str(data))
+        return _Run(data, plan, engine, retry, on_progress or (lambda *_: None), failures).all(videos)
 
 
 class _Run:
@@ -166,15 +156,15 @@ class _Run:
         self,
         data: Path,
         plan: Plan,
-        workers: int,
-        timeout: float,
+        engine: Engine,
         retry: bool,
         progress: OnProgress,
         failures: list[Failure],
     ) -> None:
         self.data, self.plan, self.progress, self.failures = data, plan, progress, failures
-        self.workers, self.timeout, self.retry = workers, timeout, retry
-        self.paths: dict[str, Path] = {}  # hash of a source → where it lies
+        self.engine, self.retry = engine, retry
+        self.paths: dict[str, Path] = {}  # hash of a source → where it lies, as it was asked for
+        self.marks: dict[str, tuple[str, Path]] = {}  # absolute path → the file's mark when its hash was known
 
     def all(self, videos: Sequence[Path]) -> Curation:
         repeated, forgotten = self._sources(videos)
@@ -201,10 +191,12 @@ class _Run:
             raise UserError(f"No clip was kept of {len(videos)} videos ({why}); see {self.data / 'drops.jsonl'}.")
         return curation
 
-    def _pool(self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
+    def _each(
+        self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any], resources: Resources | None = None
+    ) -> Iterable[Any]:
         """Results of jobs as they come, with progress."""
         self.progress(step, 0, len(jobs))
-        for done, result in enumerate(Pool(function, self.workers, self.timeout).map(jobs), start=1):
+        for done, result in enumerate(self.engine.map(function, jobs, resources), start=1):
             yield result
             self.progress(step, done, len(jobs))
 
@@ -212,6 +204,14 @@ class _Run:
         """Whether a table has no answer for a key, or one that is to be tried again."""
         rows = table.rows().get(key)
         return rows is None or (self.retry and rows[0]["error"] is not None)
+
+    def _as_hashed(self, path: str | Path) -> bool:
+        """Whether a source is still the file whose hash is known: what was read of another must not be kept."""
+        mark, video = self.marks[str(path)]
+        try:
+            return file_mark(video) == mark
+        except OSError:
+            return False
 
     def _sources(self, videos: Sequence[Path]) -> tuple[int, int]:
         """Fill `paths`; returns how many sources repeat another one's bytes, and how many are to be forgotten."""
@@ -223,12 +223,14 @@ class _Run:
             except OSError as error:
                 self.failures.append(Failure(str(video), "sources", str(error.strerror)))
         unknown = [(video, mark) for video, mark in marks.items() if mark not in table.rows()]
-        for result in self._pool("hashing", _hash, unknown):
+        errors: dict[Path, str] = {}
+        for result in self._each("hashing", _hash, unknown):
             video, mark = result.item
             if result.error:
-                self.failures.append(Failure(str(video), "sources", result.error))
+                errors[video] = result.error
             else:
                 table.add([Outcome(mark, ({"path": str(video), "sha256": result.value},))])
+        self.failures += [Failure(str(video), "sources", errors[video]) for video in marks if video in errors]
         table.merge()
         gone = forgotten_sources(self.data)
         repeated = forgotten = 0
@@ -242,20 +244,22 @@ class _Run:
                 repeated += 1
             else:
                 self.paths[digest] = video
+                self.marks[str(video.absolute())] = mark, video
         return repeated, forgotten
 
     def _shots(self) -> dict[str, Shots]:
         """Shots of every source that could be read, in the order of the sources."""
         table = Table(self.data, self.plan.split)
-        jobs = [(digest, path) for digest, path in self.paths.items() if self._lacks(table, digest)]
-        for result in self._pool("shots", partial(_find_shots, self.plan.split), jobs):
-            digest, _ = result.item
+        jobs = [(digest, path.absolute()) for digest, path in self.paths.items() if self._lacks(table, digest)]
+        for result in self._each("shots", partial(_find_shots, self.plan.split), jobs, self.plan.split.resources):
+            digest, path = result.item
             rows = () if result.error else (shots_row(result.value),)
-            table.add([Outcome(digest, rows, error=result.error)])
+            if self._as_hashed(path):
+                table.add([Outcome(digest, rows, error=result.error)])
         table.merge()
         found = {}
         for digest, path in self.paths.items():
-            row = table.rows()[digest][0]
+            row = table.rows().get(digest, [CHANGED])[0]
             if row["error"]:
                 self.failures.append(Failure(str(path), SPLIT, row["error"]))
             else:
@@ -274,15 +278,16 @@ class _Run:
                 if clip.source_sha256 == digest and not clip.dropped
             ]
             if works := clip_works(spans, self.plan.measures, known):
-                jobs.append(AnalyseJob(str(path), tuple(works)))
-        for result in self._pool("measuring", analyse, jobs):
+                jobs.append(AnalyseJob(str(path.absolute()), tuple(works)))
+        for result in self._each("measuring", analyse, jobs, together(m.resources for m in self.plan.measures)):
             answers = result.value or [
                 (measure.key, Outcome(work.clip.id, error=result.error))
                 for work in result.item.works
                 for measure in work.measures
             ]
-            for key, table in tables.items():
-                table.add(outcome for stage, outcome in answers if stage == key)
+            if self._as_hashed(result.item.path):
+                for key, table in tables.items():
+                    table.add(outcome for stage, outcome in answers if stage == key)
         rows: dict[str, Any] = {}
         errors: dict[str, str] = {}
         sources = {clip.id: clip.source for clip in clips if not clip.dropped}
@@ -290,7 +295,7 @@ class _Run:
             table = tables[measure.key]
             table.merge()
             for clip, source in sources.items():
-                row = table.rows()[clip][0]
+                row = table.rows().get(clip, [CHANGED])[0]
                 if row["error"]:
                     errors.setdefault(clip, f"could not be measured: {row['error']}")
                     self.failures.append(Failure(source, measure.name, row["error"], clip))
@@ -313,10 +318,14 @@ class _Run:
         for clip in clips:
             if clip.id in pieces and lacks(pieces[clip.id]):
                 wanted.setdefault(clip.source_sha256, []).append(pieces[clip.id])
-        jobs = [CutJob(str(self.paths[d]), tuple(found), str(self.data), self.plan.cut) for d, found in wanted.items()]
-        for result in self._pool("cutting", _cut, jobs):
+        data = str(self.data.absolute())
+        jobs = [
+            CutJob(str(self.paths[digest].absolute()), tuple(found), data, self.plan.cut)
+            for digest, found in wanted.items()
+        ]
+        for result in self._each("cutting", _cut, jobs):
             files = result.value or {}
-            for piece in result.item.pieces:
+            for piece in result.item.pieces if self._as_hashed(result.item.source) else ():
                 if piece.key in files:
                     table.add([Outcome(piece.key, (files[piece.key],))])
                 else:
@@ -326,7 +335,7 @@ class _Run:
         done = []
         for clip in clips:
             if clip.id in pieces:
-                row = table.rows()[pieces[clip.id].key][0]
+                row = table.rows().get(pieces[clip.id].key, [CHANGED])[0]
                 if row["error"]:
                     self.failures.append(Failure(clip.source, CUT, row["error"], clip.id))
                     clip = clip.drop(CUT, f"could not be cut: {row['error']}")
@@ -355,7 +364,7 @@ class CutJob:
 
 
 def _hash(item: tuple[Path, str]) -> str:
-    return file_sha256(item[0])
+    return file_sha256(item[0].absolute())
 
 
 def _find_shots(config: Split, item: tuple[str, Path]) -> Shots:
@@ -389,16 +398,11 @@ def shots_of(row: dict[str, Any]) -> Shots:
 
 def piece_of(clip: Clip, shots: Shots) -> Piece:
     """What is to be cut for a clip: its span from the clear start on, its crop."""
-    start_pts = clip.start_pts
-    if start_pts is not None and clip.first_frame:
-        # Exact for even frames; for uneven ones the first frame's own time decides, which is at most a frame away.
-        start_pts += round(clip.first_frame / Fraction(shots.media.rate) / Fraction(shots.time_base))
     return Piece(
         clip=clip.id,
         start=clip.start_frame + clip.first_frame,
         end=clip.end_frame,
         crop=clip.crop or whole(clip.width, clip.height),
-        start_pts=start_pts,
         end_pts=clip.end_pts,
         even=not shots.variable,
     )

@@ -35,7 +35,7 @@ THUMB = 16  # side of the thumbnails on which gradual transitions are judged
 ANALYSIS_SIDE = 448  # frames are reduced to at most this longer side before cuts are looked for
 
 WHOLE = 0.9
-"""Share of the frames a container promises that must decode; edit lists may hide a few."""
+"""Share of the frames or of the length a container promises that must decode; edit lists may hide a few."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Split(Stage):
     """Thresholds of the shot split."""
 
     name: ClassVar[str] = STAGE
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     min_seconds: float = Field(default=0.6, ge=0, description="Shorter shots are recorded as dropped.")
     max_seconds: float | None = Field(
@@ -102,6 +102,9 @@ def find_shots(path: Path | str, config: Split | None = None) -> Shots:
         cuts, thumbs = _scan(pictures(), float(rate), config)
         if len(pts) < WHOLE * footage.promised:
             raise UserError(f"{path} is cut off: {len(pts)} of its {footage.promised} frames can be decoded.")
+        promised, there = footage.promised_seconds, _seconds(pts, time_base) + 1 / rate
+        if promised is not None and there < WHOLE * promised:
+            raise UserError(f"{path} is cut off: {float(there):.2f} of its {float(promised):.2f} s can be decoded.")
     window = max(4, 2 * round(config.fade_seconds * float(rate) / 2))
     shots = shots_between(len(thumbs), cuts, gradual_spans(thumbs, window))
     step = round(1 / rate / time_base)
@@ -125,6 +128,12 @@ def find_shots(path: Path | str, config: Split | None = None) -> Shots:
         variable=is_variable(pts, rate, time_base),
         spans=tuple(spans),
     )
+
+
+def _seconds(pts: Sequence[int | None], time_base: Fraction) -> Fraction:
+    """From the first to the last known time."""
+    known = [t for t in pts if t is not None]
+    return (max(known) - min(known)) * time_base if known else Fraction(0)
 
 
 def clips_of(path: Path | str, source_sha256: str, shots: Shots, min_seconds: float) -> list[Clip]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,6 +27,12 @@ class Resources:
     gpus: int = 0
 
 
+def together(needs: Iterable[Resources]) -> Resources:
+    """What one worker needs that runs several stages one after the other."""
+    needs = list(needs)
+    return Resources(max((n.cpus for n in needs), default=1), max((n.gpus for n in needs), default=0))
+
+
 class Stage(Record):
     """Base of every stage. Subclasses say `name` and `version`, and raise `version` when the same parameters would
     give other numbers than before."""
@@ -33,6 +40,8 @@ class Stage(Record):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     resources: ClassVar[Resources] = Resources()
+    bulky: ClassVar[tuple[str, ...]] = ()
+    """Columns that stay on disk: nothing is decided from them, and memory must not grow with them."""
 
     @property
     def weights(self) -> str | None:

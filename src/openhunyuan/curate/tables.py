@@ -12,9 +12,11 @@ between merging and deleting) is the same row twice and is read once. Nothing he
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,22 @@ from openhunyuan.base.require import require
 from openhunyuan.curate.clip import file_sha256
 from openhunyuan.curate.stage import Outcome, Stage
 
+log = logging.getLogger(__name__)
+
 STORE, TABLES = "store", "tables"
 MERGE_AT = 64
 """Part files of a table before they are merged into one."""
 
 
 class Table:
-    """The rows of one stage with one set of parameters; `name` where it is not the stage's."""
+    """The rows of one stage with one set of parameters; `name` where it is not the stage's.
+
+    Rows in memory lack the stage's bulky columns; `read_rows` of the folder has them.
+    """
 
     def __init__(self, data: Path, stage: Stage, name: str | None = None) -> None:
         self.folder = data / TABLES / (name or stage.name) / stage.key
+        self._bulky = stage.bulky
         self._rows: dict[str, list[dict[str, Any]]] | None = None
         about = self.folder / "stage.json"
         if not about.is_file():
@@ -42,7 +50,7 @@ class Table:
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Key → the rows of that input, in the order in which they were made."""
         if self._rows is None:
-            self._rows = read_rows(self.folder)
+            self._rows = read_rows(self.folder, self._bulky)
         return self._rows
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
@@ -50,8 +58,9 @@ class Table:
         rows = self.rows()
         new = []
         for outcome in outcomes:
-            rows[outcome.key] = outcome.table_rows()
-            new += rows[outcome.key]
+            whole = outcome.table_rows()
+            rows[outcome.key] = [{k: v for k, v in row.items() if k not in self._bulky} for row in whole]
+            new += whole
         if new:
             self._write(new)
             if len(self._parts()) >= 16 * MERGE_AT:
@@ -61,7 +70,7 @@ class Table:
         """Put all part files into one, if there are many."""
         parts = self._parts()
         if len(parts) >= MERGE_AT:
-            self._write([row for rows in self.rows().values() for row in rows])
+            self._write([row for rows in read_rows(self.folder).values() for row in rows])
             for part in parts:
                 part.unlink(missing_ok=True)
 
@@ -70,11 +79,11 @@ class Table:
         rows = self.rows()
         gone = [key for key in rows if key in keys]
         if gone:
-            parts = self._parts()
+            parts, whole = self._parts(), read_rows(self.folder)
             for key in gone:
-                del rows[key]
-            if rows:
-                self._write([row for found in rows.values() for row in found])
+                del rows[key], whole[key]
+            if whole:
+                self._write([row for found in whole.values() for row in found])
             for part in parts:
                 part.unlink(missing_ok=True)
         return len(gone)
@@ -98,19 +107,20 @@ class _Found(Table):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows = None
+        self._rows, self._bulky = None, ()
 
 
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.parquet"))
 
 
-def read_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Key → rows of a table's folder. An input's rows are always in one part, and the newest part wins."""
+def read_rows(folder: Path, without: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Key → rows of a table's folder, some columns left out. An input's rows are always in one part, and the newest
+    part wins."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for part in _parts(folder):
         found: dict[str, list[dict[str, Any]]] = {}
-        for row in _read(part):
+        for row in _read(part, without):
             found.setdefault(row["key"], []).append(row)
         rows.update(found)
     return rows
@@ -127,11 +137,12 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, without: Sequence[str]) -> list[dict[str, Any]]:
     arrow: Any = require("pyarrow", extra="curate")
     parquet: Any = require("pyarrow.parquet", extra="curate")
     try:
-        return parquet.read_table(path, partitioning=None).to_pylist()
+        columns = [name for name in parquet.read_schema(path).names if name not in without]
+        return parquet.read_table(path, columns=columns, partitioning=None).to_pylist()
     except (OSError, arrow.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read as Parquet ({error}); delete it, and its rows are made again."
@@ -153,6 +164,21 @@ def store_file(data: Path, made: Path) -> str:
 def stored(digest: str) -> str:
     """Where a file lies in a data folder, by its hash."""
     return f"{STORE}/{digest[:2]}/{digest}.mp4"
+
+
+@contextmanager
+def alone(data: Path) -> Iterator[None]:
+    """Be the only run that writes to a data folder. Raises UserError when there is another; a dead one is none."""
+    fcntl: Any = require("fcntl") if os.name == "posix" else None
+    with (data / ".lock").open("w") as lock:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another run is writing to {data}; wait until it ends, or name another folder.") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): see to it that no second run writes there", data, error.strerror)
+        yield
 
 
 def sweep(data: Path) -> None:

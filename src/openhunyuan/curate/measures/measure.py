@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from openhunyuan.base.require import require
-from openhunyuan.curate.footage import Frame
+from openhunyuan.curate.footage import READING, Frame
 from openhunyuan.curate.measures.lasting import signed_slopes
 from openhunyuan.curate.stage import Stage
 
@@ -130,7 +130,7 @@ class Measure(Stage):
         return self.needs_motion_vectors
 
     def describe(self) -> dict[str, Any]:
-        sampling = [SAMPLE_FPS, SIDE, FLOW_SIDE, HEAD_SHARE, HEAD_FRAMES]
+        sampling = [SAMPLE_FPS, SIDE, FLOW_SIDE, HEAD_SHARE, HEAD_FRAMES, READING]
         return {**super().describe(), "sampling": sampling}
 
     @abstractmethod

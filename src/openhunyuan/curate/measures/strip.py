@@ -18,6 +18,7 @@ class Strip(Measure):
 
     name: ClassVar[str] = "strip"
     version: ClassVar[int] = 1
+    bulky: ClassVar[tuple[str, ...]] = ("jpeg",)
 
     def begin(self, clip: ClipSpan) -> _Reader:
         return _Reader(clip)

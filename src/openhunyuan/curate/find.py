@@ -1,0 +1,101 @@
+"""Finding footage: every video below a folder, by its extension or by how its file begins, and a word about all that
+cannot be taken."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from openhunyuan.base.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+
+PARTIAL_SUFFIXES = (".part", ".crdownload", ".download", ".tmp", ".ytdl", ".aria2")
+"""What downloads are called as long as they are not done."""
+
+_SILENT_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".heic", ".avif", ".wav", ".mp3", ".flac", ".m4a", ".mka")
+_NO_FILM = (b"heic", b"heix", b"mif1", b"avif", b"avis", b"M4A ", b"M4B ", b"crx ")
+"""Brands of ISO files that are pictures or sound."""
+
+Complain = Callable[[str, str], None]
+"""Called with a path that can be printed, and why it is not taken."""
+
+
+def find_videos(path: Path | str, complain: Complain | None = None) -> list[Path]:
+    """A video file, or all videos below a folder in sorted order. Raises UserError when there is none.
+
+    A file is taken for a video by its extension, or, with another one, by its first bytes. Hidden files and unfinished
+    downloads are left out. `complain` is told of folders that cannot be read, of things that have a video's name and
+    are no files, and of names that are no text.
+    """
+    path = Path(path)
+    complain = complain or (lambda *_: None)
+    videos = [path] if path.is_file() else sorted(_walk(path, complain))
+    videos = [video for video in videos if _can_be_taken(video, complain)]
+    if not videos:
+        raise UserError(f"No video ({', '.join(VIDEO_SUFFIXES)}) was found at {printable(path)}.")
+    return videos
+
+
+def printable(path: Path | str) -> str:
+    """The path as text; bytes that are no text are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _walk(top: Path, complain: Complain) -> Iterator[Path]:
+    """Files that may be videos. Links to folders are followed, each folder once."""
+    seen: set[tuple[int, int]] = set()
+
+    def told(error: OSError) -> None:
+        complain(printable(error.filename or top), error.strerror or str(error))
+
+    for folder, folders, names in os.walk(top, onerror=told, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for name in names:
+            if not name.startswith(".") and _may_be_video(Path(folder) / name):
+                yield Path(folder) / name
+
+
+def _may_be_video(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return True
+    if suffix in PARTIAL_SUFFIXES or suffix in _SILENT_SUFFIXES:
+        return False
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with path.open("rb") as file:
+            return begins_as_video(file.read(16))
+    except OSError:
+        return False
+
+
+def begins_as_video(head: bytes) -> bool:
+    """Whether the first 16 bytes are those of an ISO (mp4, mov), Matroska, AVI or FLV file."""
+    iso = head[4:8] == b"ftyp" and head[8:12] not in _NO_FILM
+    return iso or head[:4] == b"\x1aE\xdf\xa3" or (head[:4], head[8:12]) == (b"RIFF", b"AVI ") or head[:4] == b"FLV\x01"
+
+
+def _can_be_taken(path: Path, complain: Complain) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        complain(printable(path), "its name is not Unicode text (UTF-8); rename it")
+        return False
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        complain(str(path), error.strerror or str(error))
+        return False
+    if not stat.S_ISREG(mode):
+        complain(str(path), "is no regular file")
+        return False
+    return True

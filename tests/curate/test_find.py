@@ -1,0 +1,58 @@
+"""Every file that is a video is found, and every one that cannot be taken is spoken of."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.curate.find import begins_as_video, find_videos, printable
+
+
+def test_videos_are_known_by_extension_or_by_their_first_bytes(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/B.MOV").touch()
+    (tmp_path / "film.dat").write_bytes(b"\0\0\0 ftypisom\0\0\0\0")
+    (tmp_path / "no extension").write_bytes(b"\x1aE\xdf\xa3" + bytes(12))
+    for name in (".hidden.mp4", "film.mp4.part", "photo.heic", "photo", "notes.txt", "song.m4a"):
+        (tmp_path / name).write_bytes(b"\0\0\0 ftypheic\0\0\0\0" if "photo" in name else b"\0\0\0 ftypM4A \0\0\0\0")
+    told: list[tuple[str, str]] = []
+    found = find_videos(tmp_path, lambda path, why: told.append((path, why)))
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == ["film.dat", "no extension", "sub/B.MOV"]
+    assert told == []
+    assert begins_as_video(b"RIFF\0\0\0\0AVI LIST")
+    assert not begins_as_video(b"RIFF\0\0\0\0WAVEfmt ")
+
+
+def test_what_cannot_be_taken_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    bad = os.fsencode(tmp_path) + b"/\xff.mp4"
+    try:
+        Path(os.fsdecode(bad)).touch()
+    except OSError:  # file systems that take no such names have no such problem
+        bad = b""
+    told: dict[str, str] = {}
+    assert find_videos(tmp_path, told.__setitem__) == [tmp_path / "a.mp4"]
+    assert told.pop(str(tmp_path / "gone.mp4")) == "No such file or directory"
+    assert told.pop(str(tmp_path / "pipe.mp4")) == "is no regular file"
+    assert told == ({f"{tmp_path}/\\xff.mp4": "its name is not Unicode text (UTF-8); rename it"} if bad else {})
+    assert printable(os.fsdecode(b"a\xffb")) == "a\\xffb"
+
+
+def test_links_that_go_round_are_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.mp4").touch()
+    (tmp_path / "raw/round").symlink_to(tmp_path / "raw")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.mp4").touch()
+    (tmp_path / "raw/link").symlink_to(tmp_path / "elsewhere")
+    assert [p.name for p in find_videos(tmp_path / "raw")] == ["a.mp4", "b.mp4"]
+
+
+def test_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No video"):
+        find_videos(tmp_path)
+    with pytest.raises(UserError, match="No video"):
+        find_videos(tmp_path / "nowhere")
