@@ -132,7 +132,7 @@ def run(args: Sequence[str]) -> int:
             captioned,
             options.data,
             output,
-            _encoders(model, options, device),
+            _encoders(model, device, options),
             sizes,
             fps=options.fps or model.spec.defaults.fps,
             samples_per_shard=options.samples_per_shard,
@@ -160,12 +160,12 @@ def _part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _encoders(model: LoadedModel, options: EncodeOptions, device: torch.device) -> Encoders:
+def _encoders(model: LoadedModel, device: torch.device, options: EncodeOptions | None = None) -> Encoders:
     """The model's VAE and text encoders: in this process, or loaded again in each of several."""
     from openhunyuan.latents.encode import Encoders, Networks
 
     tiling = None
-    if options.tiled:
+    if options and options.tiled:
         from openhunyuan.models.vae.tiling import TilingConfig
 
         tiling = TilingConfig()
@@ -173,7 +173,7 @@ def _encoders(model: LoadedModel, options: EncodeOptions, device: torch.device) 
     def here(_number: int) -> Networks:
         return Networks(model.vae, model.text, device)
 
-    load = partial(_load, options.model, options.vae, str(device)) if options.workers else here
+    load = partial(_load, options.model, options.vae, str(device)) if options and options.workers else here
     return Encoders(load, model.vae_name(), model.text_name(), model.weights_name(), tiling)
 
 
@@ -233,7 +233,7 @@ def _import(options: ImportOptions) -> int:
 
     from openhunyuan.latents.official import import_cache
 
-    encoders = _encoders(model, options.model, device, False, 0)
+    encoders = _encoders(model, device)
     with step_bar() as show:
         report = import_cache(
             found,
