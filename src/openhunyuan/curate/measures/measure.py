@@ -118,6 +118,9 @@ class Measure(Stage):
     """Base of all measures."""
 
     needs_motion_vectors: ClassVar[bool] = False
+    needs_time: ClassVar[bool] = False
+    """Whether it says nothing about a still picture, and images go without it."""
+
     columns: ClassVar[Sequence[str]] = ()
     """Names of the numbers that thresholds can be put on; a threshold calls one `<measure>.<column>`."""
 
