@@ -72,6 +72,25 @@ class ReportOptions(Record):
     strips: int = Field(12, ge=1, description="Clips shown for each reason.")
 
 
+class ReviewOptions(Record):
+    """Serve a page on which people judge clips: four aesthetic and three motion views, by the keyboard.
+
+    The page answers to this machine only (to reach it from another one: ssh -L 8765:localhost:8765 HOST). Answers are
+    written to DATA/review/answers.jsonl as they come; started again, everyone goes on where they stopped. The clips
+    that pass are the set sft: openhunyuan encode DATA --set sft.
+    """
+
+    data: str = Field(description="A folder that `openhunyuan curate` made.")
+    set: str | None = Field(
+        None, description="The set to judge, or kept; default: the one before, first the best that was built."
+    )
+    people: int | None = Field(None, description="People whose judgement a clip needs; default: as before, first 1.")
+    overlap: float | None = Field(
+        None, description="Share of the clips that everyone judges, to see who agrees; default: as before, first 0.1."
+    )
+    port: int = Field(8765, ge=0, le=65535, description="Port on the loopback address; 0 takes a free one.")
+
+
 class ForgetOptions(Record):
     """Remove a source from a data folder: its scores, clips, captions and latents. Prints the receipt.
 
@@ -83,9 +102,11 @@ class ForgetOptions(Record):
 
 
 def run(args: Sequence[str]) -> int:
-    """Curate, or one of the two smaller jobs."""
+    """Curate, or one of the smaller jobs."""
     if args and args[0] == "report":
         return _report(parse(ReportOptions, args[1:], f"{PROG} report", positional=("data",)))
+    if args and args[0] == "review":
+        return _review(parse(ReviewOptions, args[1:], f"{PROG} review", positional=("data",)))
     if args and args[0] == "forget":
         return _forget(parse(ForgetOptions, args[1:], f"{PROG} forget", positional=("source",)))
     return _curate(parse(CurateOptions, args, PROG, positional=("raw",)))
@@ -210,6 +231,28 @@ def _report(options: ReportOptions) -> int:
     from openhunyuan.curate.report import write_report
 
     print(write_report(options.data, options.strips))
+    return 0
+
+
+def _review(options: ReviewOptions) -> int:
+    from openhunyuan.curate.review import Review, rule_from, write_rule
+    from openhunyuan.curate.run import read_clips
+    from openhunyuan.curate.serve_review import ReviewServer
+
+    data = Path(options.data)
+    clips = read_clips(data)
+    rule = rule_from(data, options.set, options.people, options.overlap)
+    review = Review(data, clips, rule)
+    server = ReviewServer(review, options.port)
+    write_rule(data, rule)
+    out = console(stderr=True)
+    out.print(f"{len(review.clips)} clips of the set {rule.reviewed}; Ctrl+C ends")
+    print(server.url, flush=True)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        counts = review.counts()
+        out.print(f"{counts['passed']} pass, {counts['failed']} do not, {counts['open']} are open")
     return 0
 
 

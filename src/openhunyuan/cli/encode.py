@@ -29,7 +29,12 @@ class EncodeOptions(Record):
 
     data: str = Field(description="A folder that `openhunyuan curate` and `openhunyuan caption` made.")
     model: str = Field("tiny", description="Model by name or folder: the one that will be trained.")
-    output: str | None = Field(None, description="Folder of the latents; default: DATA/latents.")
+    set: str | None = Field(
+        None, description="Encode one set only: 256p, 360p, …, sft (what people let pass); default: every kept clip."
+    )
+    output: str | None = Field(
+        None, description="Folder of the latents; default: DATA/latents, or DATA/latents-SET for one set."
+    )
     num_frames: int | None = Field(None, description="Frames of a sample, 4n+1; default: the model's.")
     height: int | None = Field(None, description="Height of a sample, a multiple of 16; default: the model's.")
     width: int | None = Field(None, description="Width of a sample, a multiple of 16; default: the model's.")
@@ -43,11 +48,15 @@ def run(args: Sequence[str]) -> int:
     """Encode and print the folder."""
     options = parse(EncodeOptions, args, "openhunyuan encode", positional=("data",))
 
+    from openhunyuan.curate.review import KEPT, members
     from openhunyuan.curate.run import read_clips
     from openhunyuan.infer.output import check_folder
 
-    kept = [clip for clip in read_clips(options.data) if not clip.dropped]
-    output = Path(options.output) if options.output else Path(options.data) / "latents"
+    kept = members(options.data, read_clips(options.data), options.set or KEPT)
+    if all(clip.kind == "image" for clip in kept) and options.num_frames is None:
+        options = options.model_copy(update={"num_frames": 1})
+    name = f"latents-{options.set}" if options.set else "latents"
+    output = Path(options.output) if options.output else Path(options.data) / name
     captioned = [c for c in kept if any(options.captioner in (None, caption.captioner) for caption in c.captions)]
     if not captioned:
         raise UserError(f"No clip of {options.data} has a caption; make them with: openhunyuan caption {options.data}.")

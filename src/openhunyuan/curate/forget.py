@@ -11,6 +11,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.clip import clip_id, read_manifest
 from openhunyuan.curate.ladder import forget_verdicts
+from openhunyuan.curate.review import forget_answers
 from openhunyuan.curate.run import CUT, FORGOTTEN, MANIFEST, QUARANTINE, Sources, write_manifest
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.stills import Images
@@ -107,6 +108,7 @@ def forget(data: Path | str, sha256: str, latents: int = 0) -> Receipt:
             kept = [line for line in lines if json.loads(line).get("source") not in paths]
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
     forget_verdicts(data, set(clips))
+    forget_answers(data, set(clips))
     (data / "report.html").unlink(missing_ok=True)  # it holds pictures; `curate report` makes it again
     for digest in files:
         for path in (data / stored(digest)).parent.glob(f"{digest}.*"):
