@@ -111,15 +111,13 @@ class Answers:
     def __init__(self, data: Path | str) -> None:
         self.path = Path(data) / FOLDER / ANSWERS
         self._lock = Lock()
-        self._answers, self._whole = _read(self.path)
+        answers, self._whole = _read(self.path)
+        self._newest = {(answer.annotator, answer.sha256): answer for answer in answers}
 
     def newest(self) -> dict[tuple[str, str], Answer]:
         """(annotator, file hash) → the newest answer, in the order in which they were first given."""
         with self._lock:
-            found: dict[tuple[str, str], Answer] = {}
-            for answer in self._answers:
-                found[answer.annotator, answer.sha256] = answer
-            return found
+            return dict(self._newest)
 
     def add(self, answer: Answer) -> None:
         """Append an answer. It is on disk when this returns."""
@@ -132,7 +130,7 @@ class Answers:
                 file.flush()
                 os.fsync(file.fileno())
                 self._whole = file.tell()
-            self._answers.append(answer)
+            self._newest[answer.annotator, answer.sha256] = answer
 
     def of(self, sha256: str | None) -> list[Answer]:
         """The newest answers about a file, one of each person, without those that skipped it."""
@@ -190,8 +188,10 @@ def members(data: Path | str, clips: Iterable[Clip], name: str) -> list[Clip]:
     else:
         chosen = [clip for clip in clips if name in clip.sets]
     if not chosen:
-        report = reports.get(name)
-        why = report.refused if report else "no clip has passed by people; judge some with: openhunyuan curate review"
+        why = {
+            SFT: f"none has passed by people; have some judged with: openhunyuan curate review {data}",
+            KEPT: "all were dropped",
+        }.get(name) or (reports[name].refused if name in reports else None)
         raise UserError(f"The set {name} of {data} holds no clip{f': {why}' if why else ''}.")
     return chosen
 
@@ -314,7 +314,7 @@ def cohen_kappa(pairs: Sequence[tuple[object, object]]) -> float | None:
 
 
 def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float | None:
-    """Agreement of many people beyond chance (Fleiss 1971), from the number of judgements of each kind about each thing.
+    """Agreement of many people beyond chance (Fleiss 1971), from how many judgements of each kind a thing was given.
 
     The number of people may differ from thing to thing: every thing counts alike in the agreement seen, every judgement
     alike in what chance would give. Things that fewer than two judged are left out.
@@ -342,7 +342,7 @@ def has_review(data: Path | str) -> bool:
 
 
 def rule_from(data: Path | str, reviewed: str | None, people: int | None, overlap: float | None) -> Rule:
-    """The rule of a folder with what is given changed; the set, where none was ever named, is the best that was built."""
+    """The rule of a folder with what is given changed; the set, where none was ever named: the best that was built."""
     path = Path(data) / FOLDER / RULE
     old = read_json(path) if path.is_file() else {}
     if reviewed is None and not old:
