@@ -60,7 +60,9 @@ class Vision(Captioner):
         if self._endpoint is None:
             raise UserError("The captioner has no address.")
         pictures = [_picture(frame) for frame in spread_frames(item, self.frames, self.side)]
-        text = f"{len(pictures)} frames of a clip of {item.clip.num_frames / item.clip.fps:.1f} seconds."
+        seconds = item.clip.num_frames / item.clip.fps
+        image = item.clip.kind == "image"
+        text = "An image." if image else f"{len(pictures)} frames of a clip of {seconds:.1f} seconds."
         messages: list[dict[str, Any]] = [
             {"role": "system", "content": self.instruction},
             {"role": "user", "content": [{"type": "text", "text": text}, *pictures]},
