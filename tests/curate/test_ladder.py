@@ -19,7 +19,6 @@ from openhunyuan.curate.ladder import (
     forget_verdicts,
     read_sets,
     read_verdicts,
-    with_set_threshold,
     write_sets,
 )
 from openhunyuan.curate.measures.clarity import Clarity
@@ -233,14 +232,19 @@ def test_a_ladder_that_cannot_be_decided_is_refused() -> None:
         with pytest.raises(UserError, match=said):
             climb([], two((low,), (moves(1.0),)), (), MEASURES)
     with pytest.raises(UserError, match="did you mean 256p"):
-        with_set_threshold(two((), ()), "256", lambda filters: tuple(filters))
+        two((), ()).changed(tuple, "256")
 
 
 def test_one_sets_threshold_changes_by_text() -> None:
-    ladder = with_set_threshold(
-        two((moves(1.0),), (moves(2.0),)), "360p", lambda f: with_threshold(f, "motion.speed>=7", MEASURES)
+    ladder = two((moves(1.0),), (moves(2.0),)).changed(
+        lambda filters: with_threshold(filters, "motion.speed>=7", MEASURES), "360p"
     )
     assert [one.filters[0].at_least for one in ladder.sets] == [1.0, 7.0]
+
+
+def test_a_new_filter_is_counted_where_its_measure_is() -> None:
+    (one,) = with_threshold((), "motion.camera_speed<=9", MEASURES)
+    assert one.group == "motion"
 
 
 def test_the_recipes_thresholds_rise_and_add_up_to_the_report() -> None:

@@ -138,7 +138,7 @@ def _plan(options: CurateOptions) -> Plan:
 
     from openhunyuan.base.errors import UserError
     from openhunyuan.curate.decide import with_threshold
-    from openhunyuan.curate.ladder import YIELD, with_set_threshold
+    from openhunyuan.curate.ladder import YIELD
     from openhunyuan.curate.measures.motion import Motion
     from openhunyuan.curate.split import Split
     from openhunyuan.recipes.curate import LADDER_PLAN, PLAN
@@ -157,8 +157,7 @@ def _plan(options: CurateOptions) -> Plan:
         return tuple(f for f in filters if f.score != "motion.speed" or options.motion == "dis")
 
     filters = left(plan.filters)
-    for one in ladder.sets if ladder else ():
-        ladder = with_set_threshold(ladder, one.name, left)
+    ladder = ladder and ladder.changed(left)
     for text in options.threshold:
         name, colon, rest = text.partition(":")
         if not colon:
@@ -167,7 +166,7 @@ def _plan(options: CurateOptions) -> Plan:
             raise UserError(f"'{text}' is for the set {name}, but there are no sets; add --ladder absolute.")
         else:
             change = partial(with_threshold, text=rest, measures=measures, more=(YIELD,))
-            ladder = with_set_threshold(ladder, name.strip(), change)
+            ladder = ladder.changed(change, name.strip())
     every = (*filters, *(f for one in (ladder.sets if ladder else ()) for f in one.filters))
     names = [*dict.fromkeys(f.name for f in every), "duplicate"]
     for name in options.without:
@@ -177,8 +176,6 @@ def _plan(options: CurateOptions) -> Plan:
     def with_out(filters: Sequence[Filter]) -> tuple[Filter, ...]:
         return tuple(f for f in filters if f.name not in options.without)
 
-    for one in ladder.sets if ladder else ():
-        ladder = with_set_threshold(ladder, one.name, with_out)
     lengths = {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
     return replace(
         plan,
@@ -186,7 +183,7 @@ def _plan(options: CurateOptions) -> Plan:
         measures=measures,
         filters=with_out(filters),
         duplicates=None if "duplicate" in options.without else plan.duplicates,
-        ladder=ladder,
+        ladder=ladder and ladder.changed(with_out),
         images=options.images,
     )
 

@@ -26,7 +26,7 @@ SHADES = ("#e9c48b", "#b9cdea", "#86a9dc", "#5785c6", "#2f62b0")
 
 BINS = 40
 
-REPORT = {
+PUBLISHED = {
     "256p": (50.0, {"duplicates": 25.0, "motion": 20.0, "other": 5.0}),
     "360p": (25.0, {"text": 12.0, "clarity": 10.0, "other": 3.0}),
     "540p": (10.0, {"aesthetic": 13.0, "other": 2.0}),
@@ -38,16 +38,16 @@ REPORT = {
 
 @dataclass(frozen=True)
 class Step:
-    """One set of the funnel: per cent of the pool that it kept (None: not built), and lost to each group."""
+    """One set of the funnel: how much it is in words, per cent of the pool that it kept (None: not built), and lost to
+    each group."""
 
     name: str
-    clips: int
+    amount: str
     kept: float | None
     lost: Mapping[str, float]
-    note: str = ""
 
 
-def funnel(pool: int, steps: Sequence[Step]) -> str:
+def funnel(pool: str, steps: Sequence[Step]) -> str:
     """Sets side by side in the shape of figure 4: what was kept, above it what was taken away by each group, and a
     mark where the report's set ends."""
     width, height, top, bottom, gap = 150, 250, 26, 62, 34
@@ -79,9 +79,9 @@ def funnel(pool: int, steps: Sequence[Step]) -> str:
         text(middle, top + height + 20, step.name, 14, weight="600")
         if step.kept is None:
             text(middle, top + height - 8, "not built", 12, MUTED)
-            text(middle, top + height + 37, step.note or "", 11, MUTED)
+            text(middle, top + height + 37, step.amount, 11, MUTED)
             continue
-        bar(x, 0, step.kept, KEPT, f"{step.name}: {step.clips} clips, {step.kept:.1f} %")
+        bar(x, 0, step.kept, KEPT, f"{step.name}: {step.amount}, {step.kept:.1f} %")
         at = step.kept
         for group, lost in step.lost.items():
             if lost > 0:
@@ -89,10 +89,12 @@ def funnel(pool: int, steps: Sequence[Step]) -> str:
                 if height * lost / 100 >= 13:
                     text(middle, y(at + lost / 2) + 4, f"{group} −{_per_cent(lost)}", 11, INK)
             at += lost
-        text(middle, y(at) - 7, f"{_per_cent(step.kept)} %", 13, KEPT, "600")
-        text(middle, top + height + 37, f"{step.clips} clips", 12, MUTED)
-        if step.name in REPORT:
-            wanted = REPORT[step.name][0]
+        inside = height * step.kept / 100 >= 22
+        label = y(step.kept) + 16 if inside else y(at) - 6
+        text(middle, label, f"{_per_cent(step.kept)} %", 14, "#fff" if inside else KEPT, "600")
+        text(middle, top + height + 37, step.amount, 12, MUTED)
+        if step.name in PUBLISHED:
+            wanted = PUBLISHED[step.name][0]
             parts.append(
                 f'<line x1="{x - 8:.1f}" x2="{x + width + 8:.1f}" y1="{y(wanted):.1f}" y2="{y(wanted):.1f}" '
                 f'stroke="{INK}" stroke-width="1.5" stroke-dasharray="5 3"/>'
@@ -104,11 +106,12 @@ def funnel(pool: int, steps: Sequence[Step]) -> str:
     )
 
 
-def legend(groups: Sequence[str]) -> str:
-    """What the colours of the funnel mean."""
+def legend(groups: Sequence[str], published: bool) -> str:
+    """What the colours of the funnel mean; published: whether the report's shares are marked."""
     dots = [f'<span class="key"><i style="background:{KEPT}"></i>kept</span>']
     dots += [f'<span class="key"><i style="background:{COLOURS[g]}"></i>{escape(g)}</span>' for g in groups]
-    return f'<p class="legend">{"".join(dots)}<span class="key"><i class="dash"></i>figure 4 of the report</span></p>'
+    dots += ['<span class="key"><i class="dash"></i>figure 4 of the report</span>'] if published else []
+    return f'<p class="legend">{"".join(dots)}</p>'
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def histogram(score: str, values: np.ndarray, limits: Sequence[Limit]) -> str:
     low, high = min([low, *(m for m, _ in marks)]), max([high, *(m for m, _ in marks)])
     if high <= low:
         low, high = low - 0.5, high + 0.5
+    ends = f"{low:.3g}", f"{high:.3g}"
     # A threshold at the very edge could not be told from the frame.
     low, high = low - 0.02 * (high - low), high + 0.02 * (high - low)
     clipped = np.clip(values, low, high)
@@ -168,8 +172,8 @@ def histogram(score: str, values: np.ndarray, limits: Sequence[Limit]) -> str:
     parts.append(f'<line x1="0" x2="{width}" y1="{top + height}" y2="{top + height}" stroke="#c5cbd8"/>')
     return (
         f'<svg width="{width}" height="{top + height + 16}" role="img" aria-label="{escape(score)}">{"".join(parts)}'
-        f'<text x="0" y="{top + height + 13}" font-size="11" fill="{MUTED}">{low:.3g}</text>'
-        f'<text x="{width}" y="{top + height + 13}" font-size="11" fill="{MUTED}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="0" y="{top + height + 13}" font-size="11" fill="{MUTED}">{ends[0]}</text>'
+        f'<text x="{width}" y="{top + height + 13}" font-size="11" fill="{MUTED}" text-anchor="end">{ends[1]}</text>'
         "</svg>"
     )
 
@@ -180,11 +184,11 @@ def _shade(passed: int, limits: int) -> int:
 
 
 def _merged(marks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Thresholds in order; sets that share one are named together."""
+    """Thresholds in order, each with the sets that have it: their name, or "from" the first of several."""
     names: dict[float, list[str]] = {}
     for mark, name in marks:
         names.setdefault(mark, []).append(name)
-    return [(mark, ", ".join(dict.fromkeys(n for n in found if n))) for mark, found in sorted(names.items())]
+    return [(mark, f"from {found[0]}" if len(found) > 1 else found[0]) for mark, found in sorted(names.items())]
 
 
 def _per_cent(value: float) -> str:

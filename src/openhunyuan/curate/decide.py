@@ -265,5 +265,6 @@ def with_threshold(
     changed = [f.model_copy(update={key: value}) if f.score == score else f for f in filters]
     if score not in [f.score for f in filters]:
         words = f"has {score} {'below' if key == 'at_least' else 'above'} {value:g}"
-        changed.append(Filter(name=score, score=score, reason=words, **{key: value}))
+        group = next((m.group for m in measures if m.name == score.split(".")[0]), "other")
+        changed.append(Filter(name=score, score=score, reason=words, group=group, **{key: value}))
     return tuple(changed)

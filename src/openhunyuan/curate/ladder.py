@@ -41,6 +41,13 @@ YIELD, LISTED = "source.yield", "source.listed"
 """Scores of a clip's source: the share of its clips that are in the set below; 1 where the set takes the source."""
 
 
+Change = Callable[[Sequence[Filter]], tuple[Filter, ...]]
+"""Filters → other filters."""
+
+RESTS = {"crop": "text", DUPLICATE: "fingerprint"}
+"""Which measure a score rests on that is not called after its measure."""
+
+
 class TrainingSet(Record):
     """One rung. Its filters are those that begin here or are tighter than below; the rest is inherited."""
 
@@ -69,7 +76,17 @@ class Ladder(Record):
         return self
 
     def of(self, kind: str) -> tuple[TrainingSet, ...]:
+        """The sets of videos, or of images."""
         return tuple(one for one in self.sets if one.kind == kind)
+
+    def changed(self, change: Change, name: str | None = None) -> Ladder:
+        """With the filters of one set, or of all, changed. Raises UserError when there is no such set."""
+        names = [one.name for one in self.sets]
+        if name is not None and name not in names:
+            raise UserError(unknown("set", name, names))
+        chosen = names if name is None else [name]
+        sets = [s.model_copy(update={"filters": change(s.filters)}) if s.name in chosen else s for s in self.sets]
+        return self.model_copy(update={"sets": tuple(sets)})
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,7 @@ class Column:
 
 @dataclass
 class Climbed:
-    """Clips with their sets, what each set took, and every verdict."""
+    """Clips with their sets, what each set took, every verdict, and the filters of the first sets, which drop."""
 
     clips: list[Clip]
     reports: list[SetReport] = field(default_factory=list)
@@ -145,6 +162,7 @@ class _Climb:
     base: Sequence[Filter]
     measures: Sequence[Measure]
     better: Better | None
+    rests: Mapping[str, str]
 
 
 def climb(
@@ -153,21 +171,24 @@ def climb(
     base: Sequence[Filter],
     measures: Sequence[Measure],
     better: Better | None = None,
+    rests: Mapping[str, str] = RESTS,
 ) -> Climbed:
     """Put every clip into its sets.
 
     clips: with scores; those that are dropped already (they could not be measured) are in the pool, but in no set.
     base: filters of all sets. measures: what gave the scores. better: finds duplicates; None leaves them in.
+    rests: the measure behind scores with another name, as of duplicates; it may be a proxy.
     Raises UserError for a threshold on a score that nothing gives, and for a proxy that is none.
     """
     check(ladder, base, measures)
-    climb = _Climb(ladder, base, measures, better)
+    climb = _Climb(ladder, base, measures, better, rests)
     result = Climbed(list(clips))
     for kind in ("video", "image"):
         places = [i for i, c in enumerate(clips) if c.kind == kind and not _before_the_pool(c)]
         if places and ladder.of(kind):
             _climb_kind(result, places, ladder.of(kind), climb)
-    names = [column.filter.name for _, column in result.columns if column.set in (s.name for s in ladder.sets)]
+    firsts = {sets[0].name for kind in ("video", "image") if (sets := ladder.of(kind))}
+    names = [column.filter.name for _, column in result.columns if column.set in firsts]
     result.filters = tuple(dict.fromkeys(names))
     return result
 
@@ -259,8 +280,8 @@ def _refusal(one: TrainingSet, below: Sequence[TrainingSet], climb: _Climb) -> s
     if not one.refuse_proxies:
         return None
     filters = [*climb.base, *(f for each in below for f in each.filters)]
-    used = {"text" if f.score == "crop.left" else f.score.split(".")[0] for f in filters}
-    used |= {"fingerprint"} if climb.better else set()
+    used = {f.score.split(".")[0] for f in filters} | ({DUPLICATE} if climb.better else set())
+    used = {climb.rests.get(name, name) for name in used}
     allowed = climb.ladder.allow_proxy
     stand_ins = [m for m in climb.measures if m.proxy and m.name in used and m.name not in allowed]
     if not stand_ins:
@@ -430,17 +451,6 @@ def check(ladder: Ladder, base: Sequence[Filter], measures: Sequence[Measure]) -
                 raise UserError(unknown("group", f.group, GROUPS))
             if f.removes and (f.at_least is None) == (f.at_most is None):
                 raise UserError(f"The filter {f.name} of {one.name} cannot be calibrated: it needs one limit, not two.")
-
-
-def with_set_threshold(ladder: Ladder, name: str, change: Callable[[Sequence[Filter]], tuple[Filter, ...]]) -> Ladder:
-    """The ladder with the filters of one set changed. Raises UserError when there is no such set."""
-    names = [one.name for one in ladder.sets]
-    if name not in names:
-        raise UserError(unknown("set", name, names))
-    changed = tuple(
-        one.model_copy(update={"filters": change(one.filters)}) if one.name == name else one for one in ladder.sets
-    )
-    return ladder.model_copy(update={"sets": changed})
 
 
 def write_sets(data: Path, climbed: Climbed) -> None:

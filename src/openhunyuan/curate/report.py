@@ -24,13 +24,14 @@ import numpy as np
 
 from openhunyuan.base.files import write_atomic
 from openhunyuan.base.record import read_json
-from openhunyuan.curate.charts import COLOURS, Limit, Step, funnel, histogram, legend
+from openhunyuan.curate.charts import COLOURS, PUBLISHED, Limit, Step, funnel, histogram, legend
 from openhunyuan.curate.clip import Clip
 from openhunyuan.curate.decide import DUPLICATE
 from openhunyuan.curate.ladder import FAILED, SetReport, read_sets, read_verdicts
 from openhunyuan.curate.review import SFT, VIEWS, Review, has_review, read_rule
 from openhunyuan.curate.run import QUARANTINE, RUN, read_clips
 from openhunyuan.curate.split import STAGE as SPLIT
+from openhunyuan.curate.stills import is_image
 from openhunyuan.curate.tables import TABLES, read_rows
 
 REPORT = "report.html"
@@ -140,33 +141,39 @@ def _ladder(all_: _Data) -> list[str]:
         if not reports:
             continue
         pool = reports[0].pool
-        steps = [_step(report) for report in reports]
+        steps = [_step(all_, report) for report in reports]
         if kind == "video" and (people := _people_step(all_, reports)):
             steps.append(people)
         groups = [g for g in COLOURS if any(step.lost.get(g) for step in steps)]
         split = sum(1 for c in all_.clips if c.kind == kind and c.dropped and c.dropped.stage == SPLIT)
         what = "clips" if kind == "video" else "images"
         lines.append(f"<h3>{'Videos' if kind == 'video' else 'Images'}: a pool of {pool} {what}</h3>")
-        lines += [legend(groups), funnel(pool, steps)]
+        published = any(step.name in PUBLISHED for step in steps)
+        lines += [legend(groups, published), funnel(f"{pool} {what}", steps)]
         if split:
             lines.append(f"<p class='muted'>{split} shots were too short to be in the pool.</p>")
         for reason in dict.fromkeys(report.refused for report in reports if report.refused):
             names = ", ".join(report.name for report in reports if report.refused == reason)
             lines.append(f"<p class='note'><b>{names} not built:</b> {escape(str(reason))}.</p>")
+        below: SetReport | None = None
         for report in reports:
             if not report.refused:
-                lines += _attribution(report, pool)
+                lines += _attribution(report, below, pool)
+                below = report
     return lines
 
 
-def _step(report: SetReport) -> Step:
+def _step(all_: _Data, report: SetReport) -> Step:
     if report.refused:
-        return Step(report.name, 0, None, {}, "see below")
+        return Step(report.name, "see below", None, {})
     lost: Counter[str] = Counter()
     for line in report.filters:
         lost[line.group] += line.removed
     percent = {group: 100 * lost[group] / max(1, report.pool) for group in COLOURS if lost[group]}
-    return Step(report.name, report.kept, 100 * report.share, percent)
+    amount = f"{report.kept} images"
+    if report.kind == "video":
+        amount = f"{report.kept} clips, {_time([c for c in all_.clips if report.name in c.sets])}"
+    return Step(report.name, amount, 100 * report.share, percent)
 
 
 def _people_step(all_: _Data, reports: Sequence[SetReport]) -> Step | None:
@@ -177,7 +184,8 @@ def _people_step(all_: _Data, reports: Sequence[SetReport]) -> Step | None:
     if review is None:
         return None
     counts, pool = review.counts(), max(1, reports[0].pool)
-    return Step(SFT, counts["passed"], 100 * counts["passed"] / pool, {"manual": 100 * counts["failed"] / pool})
+    lost = {"manual": 100 * counts["failed"] / pool}
+    return Step(SFT, f"{counts['passed']} clips, {counts['open']} open", 100 * counts["passed"] / pool, lost)
 
 
 def _review_of(all_: _Data) -> Review | None:
@@ -189,16 +197,25 @@ def _review_of(all_: _Data) -> Review | None:
         return None
 
 
-def _attribution(report: SetReport, pool: int) -> list[str]:
-    wanted = "" if report.wanted is None else f", the report {100 * report.wanted:g} %"
+def _attribution(report: SetReport, below: SetReport | None, pool: int) -> list[str]:
+    """What each filter of one set took; those that are as in the set below are named only."""
+    before = {line.filter: (line.at_least, line.at_most) for line in below.filters} if below else {}
+    own = [a for a in report.filters if a.removed or before.get(a.filter) != (a.at_least, a.at_most)]
+    inherited = [a.filter for a in report.filters if a not in own]
     lines = [
         f"<h3>Into {escape(report.name)}: {report.before} → {report.kept} "
-        f"<span class='muted'>({_share(report.kept, pool)} of the pool{wanted})</span></h3>",
-        "<table><tr><th>filter</th><th class='left'>threshold</th><th>taken away</th><th>of the pool</th><th></th>"
-        "<th>by it alone</th><th>fail in the pool</th></tr>",
+        f"<span class='muted'>{_share(report.kept, pool)} of the pool</span></h3>",
     ]
-    most = max([line.removed for line in report.filters], default=0) or 1
-    for line in report.filters:
+    if report.name in PUBLISHED:
+        kept, lost = PUBLISHED[report.name]
+        took = ", ".join(f"{group} {percent:g}" for group, percent in lost.items())
+        lines.append(f"<p class='muted'>The report kept {kept:g} % of its pool, and took away in per cent: {took}.</p>")
+    lines.append(
+        "<table class='filters'><tr><th>filter</th><th class='left'>threshold</th><th>taken away</th><th>of the pool</th><th></th>"
+        "<th>by it alone</th><th>fail in the pool</th></tr>"
+    )
+    most = max([line.removed for line in own], default=0) or 1
+    for line in own:
         style = f"width:{160 * line.removed / most:.0f}px;background:{COLOURS[line.group]}"
         quiet = " class='muted'" if not line.removed else ""
         lines.append(
@@ -213,6 +230,8 @@ def _attribution(report: SetReport, pool: int) -> list[str]:
     lines.append(
         f"<tr class='total'><td>all</td><td></td><td>{lost}</td><td>{_share(lost, pool)}</td>{empty}</tr></table>"
     )
+    if inherited:
+        lines.append(f"<p class='muted'>As below: {escape(', '.join(inherited))}.</p>")
     return lines
 
 
@@ -300,7 +319,7 @@ def _chart(score: str, limits: Sequence[Limit], clips: Sequence[Clip]) -> str | 
         return None
     missing = len(clips) - values.size
     failed = sum(not limits[0].passes(float(value)) for value in values)
-    said = f"{failed} of {values.size} fail{' the first set' if limits[0].set else ''}"
+    said = f"{failed} of {values.size} fail{f' {limits[0].set}' if limits[0].set else ''}"
     said += f"; {missing} without a score" if missing else ""
     return (
         f"<div><b>{escape(score)}</b> <span class='muted'>{said}; median {median(values.tolist()):.3g}</span><br>"
@@ -324,14 +343,14 @@ def _kept(all_: _Data) -> list[str]:
         if shown:
             title = "All that were kept" if name == "kept" else f"In {name}, and in no higher set"
             lines += [f"<h3>{escape(title)} <span class='muted'>{len(shown)} of {len(clips)}</span></h3>"]
-            lines += ["<div class='strips'>", *(_figure(all_, clip, _about_kept(clip)) for clip in shown), "</div>"]
+            lines += [_grid(shown), *(_figure(all_, clip, _about_kept(clip)) for clip in shown), "</div>"]
     return ["<h2>Kept</h2>", *lines] if lines else []
 
 
 def _about_kept(clip: Clip) -> str:
     if clip.captions:
         return clip.captions[-1].text[:200]
-    return " · ".join(f"{name} {clip.scores[name]:.3g}" for name in _SHOWN if name in clip.scores)
+    return " · ".join(f"{name.split('.')[1]} {clip.scores[name]:.3g}" for name in _SHOWN if name in clip.scores)
 
 
 _SHOWN = ("motion.speed", "clarity.edge_width", "quality.contrast", "quality.colourfulness")
@@ -377,7 +396,7 @@ def _left_out(all_: _Data) -> list[str]:
         near = seen[: max(1, 2 * all_.most // 3)]
         far = _spread([out.clip for out in seen[len(near) :]], all_.most - len(near))
         shown = near + [out for out in seen if out.clip in far]
-        lines += ["<div class='strips'>", *(_out_figure(all_, out) for out in shown), "</div>"]
+        lines += [_grid([out.clip for out in shown]), *(_out_figure(all_, out) for out in shown), "</div>"]
     if not lines:
         return []
     about = "<p class='muted'>Closest to the threshold first; then some clear cases.</p>"
@@ -412,7 +431,7 @@ def _out_of_sets(all_: _Data) -> dict[tuple[str, str], list[_Out]]:
 
 def _said(row: dict[str, Any], clip: Clip) -> str:
     if row["filter"] == DUPLICATE:
-        return f"shows the same as {str(clip.duplicate_of)[:8]}, below it"
+        return "shows the same as the one below, which was kept"
     limit = f"≥ {row['at_least']:.4g}" if row["at_least"] is not None and row["value"] < row["at_least"] else ""
     limit = limit or f"≤ {row['at_most']:.4g}"
     return f"{row['score']} is {row['value']:.4g}, wanted {limit}"
@@ -444,7 +463,9 @@ def _out_figure(all_: _Data, out: _Out) -> str:
 
 
 def _figure(all_: _Data, clip: Clip, said: str, below: bytes | None = None) -> str:
-    place = "" if clip.kind == "image" and clip.end_frame == 1 else f" {clip.start_time:.2f}–{clip.end_time:.2f} s"
+    place = f" {clip.start_time:.2f}–{clip.end_time:.2f} s"
+    if clip.kind == "image":
+        place = "" if is_image(clip.source) else f" at {clip.start_time:.2f} s"
     where = f"{Path(clip.source).name}{place}"
     if clip.crop:
         where += f" · cropped to {clip.crop[2] - clip.crop[0]}×{clip.crop[3] - clip.crop[1]}"
@@ -453,6 +474,10 @@ def _figure(all_: _Data, clip: Clip, said: str, below: bytes | None = None) -> s
         f"<figure title='{clip.id}'>{_image(all_.pictures[clip.id])}{second}"
         f"<figcaption><b>{escape(where)}</b> · {escape(said)}</figcaption></figure>"
     )
+
+
+def _grid(clips: Sequence[Clip]) -> str:
+    return f"<div class='{'stills' if all(clip.kind == 'image' for clip in clips) else 'strips'}'>"
 
 
 def _image(jpeg: bytes) -> str:
@@ -545,11 +570,11 @@ def _number(value: float | None) -> str:
 
 
 def _sources(all_: _Data) -> list[str]:
-    """Where clips come from, and what became of them."""
+    """Where clips come from, and what became of them; image files by their folder."""
     names = [report.name for report in all_.sets if not report.refused] or ["kept"]
     groups: dict[str, list[Clip]] = defaultdict(list)
     for clip in all_.clips:
-        groups[clip.source].append(clip)
+        groups[str(Path(clip.source).parent) if is_image(clip.source) else clip.source].append(clip)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = [
