@@ -211,8 +211,8 @@ def _attribution(report: SetReport, below: SetReport | None, pool: int) -> list[
         took = ", ".join(f"{group} {percent:g}" for group, percent in lost.items())
         lines.append(f"<p class='muted'>The report kept {kept:g} % of its pool, and took away in per cent: {took}.</p>")
     lines.append(
-        "<table class='filters'><tr><th>filter</th><th class='left'>threshold</th><th>taken away</th><th>of the pool</th><th></th>"
-        "<th>by it alone</th><th>fail in the pool</th></tr>"
+        "<table class='filters'><tr><th>filter</th><th class='left'>threshold</th><th>taken away</th>"
+        "<th>of the pool</th><th></th><th>by it alone</th><th>fail in the pool</th></tr>"
     )
     most = max([line.removed for line in own], default=0) or 1
     for line in own:
@@ -231,7 +231,7 @@ def _attribution(report: SetReport, below: SetReport | None, pool: int) -> list[
         f"<tr class='total'><td>all</td><td></td><td>{lost}</td><td>{_share(lost, pool)}</td>{empty}</tr></table>"
     )
     if inherited:
-        lines.append(f"<p class='muted'>As below: {escape(', '.join(inherited))}.</p>")
+        lines.append(f"<p class='muted'>As in the set below: {escape(', '.join(inherited))}.</p>")
     return lines
 
 

@@ -240,7 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         own = "'self' 'unsafe-inline'"
-        self.send_header("Content-Security-Policy", f"default-src {own}; frame-ancestors 'none'; base-uri 'none'")
+        policy = f"default-src {own}; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+        self.send_header("Content-Security-Policy", policy)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses (a malformed request line, an unknown method), in the same form."""
