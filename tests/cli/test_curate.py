@@ -3,12 +3,18 @@
 import importlib
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 
 from openhunyuan.cli.main import main
+from openhunyuan.curate.review import VIEWS
 from openhunyuan.curate.run import read_clips
 from openhunyuan.latents.shards import ShardDataset
 from openhunyuan.models.zoo import check_model
@@ -100,6 +106,17 @@ def test_an_engine_that_is_not_installed_is_named(
         (["curate", "{raw}", "--engine", "ray", "--workers", "0"], "needs 1 or more"),
         (["curate", "{raw}", "--engine", "dask"], "engine"),
         (["curate", "{raw}", "--ray-address", "auto"], "is for --engine ray"),
+        (["curate", "{raw}", "--threshold", "540p:motion.speed>=2"], "add --ladder absolute"),
+        (["curate", "{raw}", "--ladder", "absolute", "--threshold", "54p:motion.speed>=2"], "did you mean 540p"),
+        (["curate", "{raw}", "--ladder", "absolute", "--threshold", "540p:motion.sped>=2"], "did you mean motion."),
+        (["curate", "{raw}", "--ladder", "steep"], "must be one of"),
+        (["curate", "{raw}", "--ladder", "absolute", "--without", "blur"], "Unknown filter blur"),
+        (["curate", "{raw}", "--ladder", "absolute", "--allow-proxy", "clarty"], "did you mean clarity"),
+        (["curate", "{raw}", "--ladder", "calibrated", "--allow-proxy", "text,motion"], "motion is no proxy"),
+        (["curate", "{raw}", "--allow-proxy", "text"], "needs --ladder"),
+        (["curate", "{raw}", "--images", "gifs"], "must be one of"),
+        (["curate", "review", "nowhere"], "holds no manifest"),
+        (["curate", "review", "nowhere", "--port", "99999"], "port"),
         (["curate", "report", "nowhere"], "holds no manifest"),
         (["curate", "forget", "a.mp4", "--output", "nowhere"], "holds no manifest"),
         (["caption", "nowhere"], "holds no manifest"),
@@ -119,6 +136,67 @@ def test_bad_input_is_one_sentence(
     assert len(error) == 1
     assert said in error[0]
     assert not (tmp_path / "data").exists()
+
+
+LOW = [
+    item
+    for name in ("256p", "360p", "540p", "720p", "image-256", "image-512")
+    for item in ("--threshold", f"{name}:clip.short_side>=48", "--threshold", f"{name}:clarity.edge_width<=30")
+]
+
+
+def test_one_set_is_encoded_and_people_choose_another(
+    tmp_path: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, data = tmp_path / "raw", tmp_path / "data"
+    save(raw / "a.mp4", shot(1, 30), shot(2, 26))
+    args = ["curate", str(raw), "--output", str(data), "--workers", "0", "--ladder", "absolute", "--images", "frames"]
+    loose = ["--threshold", "clip.seconds>=0.5", "--threshold", "clip.short_side>=48", "--without", "overlay"]
+    assert main([*args, *loose, *LOW]) == 0
+    said = capsys.readouterr().err
+    assert "540p, 720p not built" in said
+    assert "--allow-proxy clarity,quality,text,fingerprint" in said
+    clips = read_clips(data)
+    assert [(c.kind, c.sets) for c in clips] == [("video", ("256p", "360p"))] * 2 + [
+        ("image", ("image-256", "image-512"))
+    ] * 2
+    assert main([*args, *loose, *LOW, "--threshold", "360p:motion.speed>=1e9"]) == 0
+    assert [c.sets for c in read_clips(data)[:2]] == [("256p",)] * 2
+    assert main([*args, *loose, *LOW]) == 0
+    assert main(["caption", str(data)]) == 0
+    encode = ["encode", str(data), "--model", str(micro_model_folder), "--device", "cpu", "--set"]
+    capsys.readouterr()
+    for name, said in (("540p", "--allow-proxy"), ("sft", "openhunyuan curate review"), ("480p", "Unknown set 480p")):
+        assert main([*encode, name]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*encode, "image-512"]) == 0
+    assert capsys.readouterr().out.strip() == str(data / "latents-image-512")
+    latents = [sample.latents for sample in ShardDataset(data / "latents-image-512").samples]
+    assert [x.shape[1] for x in latents] == [1, 1]
+
+    # People let one of the two videos pass, on the page; it alone is encoded as sft.
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}"}
+    command = [sys.executable, "-m", "openhunyuan", "curate", "review", str(data), "--set", "256p", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as page:
+        assert page.stdout is not None
+        url = page.stdout.readline().strip()
+        for good, video in zip((True, False), clips, strict=False):
+            views = {view.key: good for view in VIEWS}
+            body = json.dumps({"annotator": "ann", "clip": video.id, "views": views}).encode()
+            request = urllib.request.Request(f"{url}api/answer", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                state = json.load(reply)
+        assert (state["passed"], state["failed"], state["open"]) == (1, 1, 0)
+        page.send_signal(signal.SIGINT)
+        _, said = page.communicate(timeout=60)
+    assert page.returncode == 0
+    assert "1 pass, 1 do not, 0 are open" in said
+    assert main([*encode, "sft"]) == 0
+    assert [sample.metadata["clip"] for sample in ShardDataset(data / "latents-sft").samples] == [clips[0].id]
+    assert main(["curate", "report", str(data)]) == 0
+    report = (data / "report.html").read_text()
+    assert "Judged by people" in report and "Of 2 clips of the set 256p, 1 pass" in report
 
 
 def test_a_motion_scorer_of_another_scale_has_no_threshold_of_this_one(tmp_path: Path) -> None:

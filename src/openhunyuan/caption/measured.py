@@ -27,13 +27,13 @@ class Measured(Captioner):
     version: ClassVar[int] = 1
 
     def caption(self, item: Item) -> Captioned:
-        caption = measured_caption(item.scores, item.palette)
+        caption = measured_caption(item.scores, item.palette, item.clip.kind)
         text = caption.dense
         return Captioned(caption=caption, text=text)
 
 
-def measured_caption(scores: Mapping[str, float], palette: Sequence[float]) -> Caption:
-    """A caption from the scores of a clip and its palette (red, green, blue, share, and so on).
+def measured_caption(scores: Mapping[str, float], palette: Sequence[float], what: str = "video") -> Caption:
+    """A caption from the scores of a clip and its palette (red, green, blue, share, and so on); what: video or image.
 
     Raises UserError when nothing that could be said was measured.
     """
@@ -50,7 +50,7 @@ def measured_caption(scores: Mapping[str, float], palette: Sequence[float]) -> C
     if not colours and not light and not moving:
         raise UserError("nothing was measured that a caption could say")
     kind = " ".join(word for word in (light, colourful) if word)
-    short = f"{_article(kind or 'video')} {kind + ' ' if kind else ''}video"
+    short = f"{_article(kind or what)} {kind + ' ' if kind else ''}{what}"
     if colours:
         short += f" in {_and(colours)}"
     dense = short + (f", with {moving}" if moving else "") + (f" and {contrast}" if contrast and moving else "")

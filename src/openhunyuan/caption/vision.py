@@ -21,7 +21,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.caption.captioner import Captioned, Captioner, Declined, Item, TryLater
 from openhunyuan.caption.schema import DESCRIPTIONS, Caption
 from openhunyuan.curate.clip import Clip
-from openhunyuan.curate.footage import Footage
+from openhunyuan.curate.stills import open_footage
 
 INSTRUCTION = (
     "You write captions for training a text-to-video model. You are shown frames of one video clip in order. Describe "
@@ -120,6 +120,7 @@ class Vision(Captioner):
         pictures = spread_frames(item, self.frames, self.side)
         first, last = item.span
         text = f"{len(pictures)} frames of a clip of {(last - first) / item.clip.fps:.1f} seconds."
+        text = "An image." if item.clip.kind == "image" else text
         messages: list[Message] = [
             {"role": "system", "content": self.instruction},
             {"role": "user", "content": [text, *pictures]},
@@ -171,7 +172,7 @@ def spread_frames(item: Item, count: int, side: int) -> list[np.ndarray]:
     first, last = item.span
     wanted = np.unique(np.linspace(first, last - 1, min(count, last - first)).round().astype(int)).tolist()
     found = []
-    with Footage(item.path) as footage:
+    with open_footage(item.path) as footage:
         for frame in footage.frames():
             if frame.number in wanted:
                 found.append(frame.rgb(side))

@@ -16,8 +16,9 @@ from openhunyuan.cli.parse import parse
 from openhunyuan.cli.progress import step_bar
 
 if TYPE_CHECKING:
+    from openhunyuan.curate.decide import Filter
     from openhunyuan.curate.engine import Engine
-    from openhunyuan.curate.run import Curation
+    from openhunyuan.curate.run import Curation, Plan
 
 PROG = "openhunyuan curate"
 
@@ -29,17 +30,30 @@ class CurateOptions(Record):
     result: OUTPUT/manifest.jsonl (every clip, dropped ones with their reason), OUTPUT/store (the clips),
     OUTPUT/tables (the scores).
 
-    openhunyuan curate report DATA makes a page about it; openhunyuan curate forget SOURCE --output DATA removes a
-    source and all that was made from it.
+    openhunyuan curate report DATA makes a page about it; openhunyuan curate review DATA serves one on which people
+    choose; openhunyuan curate forget SOURCE --output DATA removes a source and all that was made from it.
     """
 
     raw: str = Field(description="A video file, or a folder of them.")
     output: str = Field("data", description="Folder of the result.")
     threshold: tuple[str, ...] = Field(
-        (), description='Change or add a threshold, as "motion.speed>=1.5" or "clarity.edge_width<=2"; may be repeated.'
+        (),
+        description='Change or add a threshold, as "motion.speed>=1.5" or, for one set of the ladder, '
+        '"540p:clarity.edge_width<=2"; may be repeated.',
     )
     without: tuple[str, ...] = Field(
         (), description="Leave a filter out, by its name in the funnel; may be repeated. Scores are still measured."
+    )
+    ladder: Literal["none", "absolute", "calibrated"] = Field(
+        "none",
+        description="Make the report's sets 256p, 360p, 540p and 720p, each a part of the one before: by thresholds "
+        "that are given, or by thresholds found so that as much is kept as the report kept.",
+    )
+    allow_proxy: tuple[str, ...] = Field(
+        (), description="Build 540p and 720p from these scores though they stand in for a model, as clarity,text."
+    )
+    images: Literal["none", "files", "frames", "both"] = Field(
+        "none", description="Take image files, single frames of the videos, or both, as images."
     )
     motion: Literal["dis", "farneback", "h264"] = Field(
         "dis",
@@ -72,6 +86,25 @@ class ReportOptions(Record):
     strips: int = Field(12, ge=1, description="Clips shown for each reason.")
 
 
+class ReviewOptions(Record):
+    """Serve a page on which people judge clips: four aesthetic and three motion views, by the keyboard.
+
+    The page answers to this machine only (to reach it from another one: ssh -L 8765:localhost:8765 HOST). Answers are
+    written to DATA/review/answers.jsonl as they come; started again, everyone goes on where they stopped. The clips
+    that pass are the set sft: openhunyuan encode DATA --set sft.
+    """
+
+    data: str = Field(description="A folder that `openhunyuan curate` made.")
+    set: str | None = Field(
+        None, description="The set to judge, or kept; default: the one before, first the best that was built."
+    )
+    people: int | None = Field(None, description="People whose judgement a clip needs; default: as before, first 1.")
+    overlap: float | None = Field(
+        None, description="Share of the clips that everyone judges, to see who agrees; default: as before, first 0.1."
+    )
+    port: int = Field(8765, ge=0, le=65535, description="Port on the loopback address; 0 takes a free one.")
+
+
 class ForgetOptions(Record):
     """Remove a source from a data folder: its scores, clips, captions and latents. Prints the receipt.
 
@@ -83,51 +116,32 @@ class ForgetOptions(Record):
 
 
 def run(args: Sequence[str]) -> int:
-    """Curate, or one of the two smaller jobs."""
+    """Curate, or one of the smaller jobs."""
     if args and args[0] == "report":
         return _report(parse(ReportOptions, args[1:], f"{PROG} report", positional=("data",)))
+    if args and args[0] == "review":
+        return _review(parse(ReviewOptions, args[1:], f"{PROG} review", positional=("data",)))
     if args and args[0] == "forget":
         return _forget(parse(ForgetOptions, args[1:], f"{PROG} forget", positional=("source",)))
     return _curate(parse(CurateOptions, args, PROG, positional=("raw",)))
 
 
 def _curate(options: CurateOptions) -> int:
-    from openhunyuan.base.errors import UserError
     from openhunyuan.base.require import require
-    from openhunyuan.curate.decide import with_threshold
     from openhunyuan.curate.find import find_videos
-    from openhunyuan.curate.measures.motion import Motion
     from openhunyuan.curate.run import curate
-    from openhunyuan.curate.split import Split
     from openhunyuan.infer.output import check_folder
-    from openhunyuan.recipes.curate import PLAN
 
-    measures = tuple(Motion(method=options.motion) if m.name == "motion" else m for m in PLAN.measures)
-    # The published scores have other scales: the threshold for one would be nonsense for another.
-    filters = tuple(f for f in PLAN.filters if f.score != "motion.speed" or options.motion == "dis")
-    for text in options.threshold:
-        filters = with_threshold(filters, text, measures)
-    names = [*(f.name for f in filters), "duplicate"]
-    for name in options.without:
-        if name not in names:
-            raise UserError(unknown("filter", name, names))
-    lengths = {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
-    split = Split(**{**PLAN.split.model_dump(), **lengths})
-    plan = replace(
-        PLAN,
-        split=split,
-        measures=measures,
-        filters=tuple(f for f in filters if f.name not in options.without),
-        duplicates=None if "duplicate" in options.without else PLAN.duplicates,
-    )
+    plan = _plan(options)
     for module, package in (("cv2", "opencv-python-headless"), ("scenedetect", "scenedetect-headless")):
         require(module, extra="curate", package=package)
     require("pyarrow", extra="curate")
-    find_videos(options.raw)
+    find_videos(options.raw, images=options.images in ("files", "both"))
     check_folder(Path(options.output))
     with _engine(options) as engine, step_bar() as show:
         result = curate(options.raw, options.output, plan, retry=options.retry, on_progress=show, engine=engine)
     _table(result)
+    _sets(Path(options.output))
     print(Path(options.output) / "manifest.jsonl")
     return 0
 
@@ -143,6 +157,62 @@ def _engine(options: CurateOptions) -> Engine:
     if options.ray_address is not None:
         raise UserError("--ray-address is for --engine ray; add it, or leave the address out.")
     return Processes((os.cpu_count() or 1) if options.workers < 0 else options.workers, options.timeout)
+
+
+def _plan(options: CurateOptions) -> Plan:
+    """The plan with what the options change. Raises UserError for what it has not."""
+    from functools import partial
+
+    from openhunyuan.base.errors import UserError
+    from openhunyuan.curate.decide import with_threshold
+    from openhunyuan.curate.ladder import YIELD
+    from openhunyuan.curate.measures.motion import Motion
+    from openhunyuan.curate.split import Split
+    from openhunyuan.recipes.curate import LADDER_PLAN, PLAN
+
+    if options.allow_proxy and options.ladder == "none":
+        raise UserError("--allow-proxy says what sets may rest on; it needs --ladder absolute or --ladder calibrated.")
+    plan = PLAN if options.ladder == "none" else LADDER_PLAN
+    ladder = plan.ladder
+    if ladder:
+        allowed = tuple(n.strip() for text in options.allow_proxy for n in text.split(",") if n.strip())
+        ladder = ladder.model_copy(update={"calibrated": options.ladder == "calibrated", "allow_proxy": allowed})
+    measures = tuple(Motion(method=options.motion) if m.name == "motion" else m for m in plan.measures)
+
+    def left(filters: Sequence[Filter]) -> tuple[Filter, ...]:
+        # The published scores have other scales: the threshold for one would be nonsense for another.
+        return tuple(f for f in filters if f.score != "motion.speed" or options.motion == "dis")
+
+    filters = left(plan.filters)
+    ladder = ladder and ladder.changed(left)
+    for text in options.threshold:
+        name, colon, rest = text.partition(":")
+        if not colon:
+            filters = with_threshold(filters, text, measures)
+        elif ladder is None:
+            raise UserError(f"'{text}' is for the set {name}, but there are no sets; add --ladder absolute.")
+        else:
+            change = partial(with_threshold, text=rest, measures=measures, more=(YIELD,))
+            ladder = ladder.changed(change, name.strip())
+    every = (*filters, *(f for one in (ladder.sets if ladder else ()) for f in one.filters))
+    names = [*dict.fromkeys(f.name for f in every), "duplicate"]
+    for name in options.without:
+        if name not in names:
+            raise UserError(unknown("filter", name, names))
+
+    def with_out(filters: Sequence[Filter]) -> tuple[Filter, ...]:
+        return tuple(f for f in filters if f.name not in options.without)
+
+    lengths = {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
+    return replace(
+        plan,
+        split=Split(**{**plan.split.model_dump(), **lengths}),
+        measures=measures,
+        filters=with_out(filters),
+        duplicates=None if "duplicate" in options.without else plan.duplicates,
+        ladder=ladder and ladder.changed(with_out),
+        images=options.images,
+    )
 
 
 def _table(result: Curation) -> None:
@@ -162,10 +232,51 @@ def _table(result: Curation) -> None:
             out.print(f"{count} {words}")
 
 
+def _sets(data: Path) -> None:
+    from rich.table import Table
+
+    from openhunyuan.curate.ladder import read_sets
+
+    reports = read_sets(data)
+    if not reports:
+        return
+    table = Table("set", "clips", "of the pool", "wanted", box=None)
+    for r in reports:
+        wanted = "" if r.wanted is None else f"{100 * r.wanted:g} %"
+        table.add_row(r.name, "refused" if r.refused else str(r.kept), f"{100 * r.share:.1f} %", wanted)
+    out = console(stderr=True)
+    out.print(table)
+    for reason in dict.fromkeys(r.refused for r in reports if r.refused):
+        names = ", ".join(r.name for r in reports if r.refused == reason)
+        out.print(f"{names} not built: {reason}", markup=False)
+
+
 def _report(options: ReportOptions) -> int:
     from openhunyuan.curate.report import write_report
 
     print(write_report(options.data, options.strips))
+    return 0
+
+
+def _review(options: ReviewOptions) -> int:
+    from openhunyuan.curate.review import Review, rule_from, write_rule
+    from openhunyuan.curate.run import read_clips
+    from openhunyuan.curate.serve_review import ReviewServer
+
+    data = Path(options.data)
+    clips = read_clips(data)
+    rule = rule_from(data, options.set, options.people, options.overlap)
+    review = Review(data, clips, rule)
+    server = ReviewServer(review, options.port)
+    write_rule(data, rule)
+    out = console(stderr=True)
+    out.print(f"{len(review.clips)} clips of the set {rule.reviewed}; Ctrl+C ends")
+    print(server.url, flush=True)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        counts = review.counts()
+        out.print(f"{counts['passed']} pass, {counts['failed']} do not, {counts['open']} are open")
     return 0
 
 

@@ -42,7 +42,12 @@ class EncodeOptions(Record):
     vae: str | None = Field(
         None, description="Folder of another VAE, such as runs/vae-tiling/vae; default: the model's."
     )
-    output: str | None = Field(None, description="Folder of the latents; default: DATA/latents.")
+    set: str | None = Field(
+        None, description="Encode one set only: 256p, 360p, …, sft (what people let pass); default: every kept clip."
+    )
+    output: str | None = Field(
+        None, description="Folder of the latents; default: DATA/latents, or DATA/latents-SET for one set."
+    )
     bucket: tuple[str, ...] = Field(
         (),
         description="A size of samples: 33x256x448 (frames, height, width), or 33x256p for all aspect ratios about as "
@@ -98,14 +103,18 @@ def run(args: Sequence[str]) -> int:
         return _import(parse(ImportOptions, args[1:], f"{PROG} import", positional=("cache",)))
     options = parse(EncodeOptions, args, PROG, positional=("data",))
 
+    from openhunyuan.curate.review import KEPT, members
     from openhunyuan.curate.run import read_clips
     from openhunyuan.infer.output import check_folder
 
     part = _part(options.part)
     if options.bucket and (options.num_frames or options.height or options.width):
         raise UserError("--bucket says frames, height and width; leave --num-frames, --height and --width out.")
-    kept = [clip for clip in read_clips(options.data) if not clip.dropped]
-    output = Path(options.output) if options.output else Path(options.data) / "latents"
+    kept = members(options.data, read_clips(options.data), options.set or KEPT)
+    if kept and all(clip.kind == "image" for clip in kept) and not options.bucket and options.num_frames is None:
+        options = options.model_copy(update={"num_frames": 1})
+    name = f"latents-{options.set}" if options.set else "latents"
+    output = Path(options.output) if options.output else Path(options.data) / name
 
     captioned = [clip for clip in kept if clip.captions_of(options.captioner)]
     if not captioned:

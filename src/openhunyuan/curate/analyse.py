@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from openhunyuan.curate.engine import call
-from openhunyuan.curate.footage import Footage
 from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
 from openhunyuan.curate.stage import Outcome
+from openhunyuan.curate.stills import open_footage
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def analyse(job: AnalyseJob) -> list[tuple[str, Outcome]]:
     waiting = sorted(job.works, key=lambda work: (work.clip.start, work.clip.end))
     vectors = any(measure.reads_motion_vectors for work in waiting for measure in work.measures)
     running: list[_Running] = []
-    with Footage(Path(job.path), motion_vectors=vectors) as footage:
+    with open_footage(Path(job.path), vectors) as footage:
         for frame in footage.frames():
             while waiting and waiting[0].clip.start <= frame.number:
                 running.append(_Running(waiting.pop(0)))

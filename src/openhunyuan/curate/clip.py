@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -67,9 +68,12 @@ class Clip(Record):
     Once it has been cut out: `path` is the clip's own mp4, relative to the data folder, `sha256` the hash of its bytes,
     `first_frame` the frame of the span with which it begins, `file_frames` how many it has, `crop` the part of the
     display frame that it shows (left, top, right, bottom; None: all of it); `height` and `width` are then the file's.
+
+    An image is a clip of one frame (`kind`); its file is a PNG. `sets`: the training sets of the ladder that it is in.
     """
 
     id: str
+    kind: Literal["video", "image"] = "video"
     source: str
     source_sha256: str
     start_frame: int = Field(ge=0)
@@ -95,6 +99,7 @@ class Clip(Record):
     duplicate_of: str | None = None
     concept: int | None = None
     weight: float | None = None
+    sets: tuple[str, ...] = ()
     dropped: Drop | None = None
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 Clips are decoded and encoded again, never copied at key frames, so that a file holds exactly its frames. A source whose
 frames come at uneven times is brought to its average rate: each output frame is the one that was on screen at its time.
+Images are written as PNG, without loss.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from openhunyuan.base.record import Record
 from openhunyuan.base.video import write_frames
 from openhunyuan.curate.footage import Footage, Frame
 from openhunyuan.curate.stage import Stage
+from openhunyuan.curate.stills import Still, open_footage
 from openhunyuan.curate.tables import store_file
 
 
@@ -41,11 +43,12 @@ class Piece(Record):
     crop: tuple[int, int, int, int]
     end_pts: int | None = None
     even: bool = Field(default=True, description="Whether the source's frames come at even times.")
+    image: bool = Field(default=False, description="Whether the piece is one frame, to be written as a picture.")
 
     @property
     def key(self) -> str:
         """Address of the piece's file in the table of cuts."""
-        return f"{self.clip}-{self.start}-{self.end}-{'-'.join(map(str, self.crop))}"
+        return f"{self.clip}-{self.start}-{self.end}-{'-'.join(map(str, self.crop))}{'-image' if self.image else ''}"
 
 
 class CutFile(Record):
@@ -55,6 +58,7 @@ class CutFile(Record):
     frames: int
     height: int
     width: int
+    suffix: str = ".mp4"
 
 
 def cut_pieces(
@@ -74,7 +78,7 @@ def cut_pieces(
     waiting = sorted(pieces, key=lambda piece: (piece.start, piece.end))
     while waiting:
         later: list[Piece] = []
-        with Footage(source) as footage:
+        with open_footage(source) as footage:
             frames = footage.frames()
             position = 0
             for piece in waiting:
@@ -90,8 +94,10 @@ def cut_pieces(
     return made
 
 
-def _cut(frames: Iterator[Frame], piece: Piece, footage: Footage, data: Path, config: Cut) -> CutFile:
+def _cut(frames: Iterator[Frame], piece: Piece, footage: Footage | Still, data: Path, config: Cut) -> CutFile:
     left, top, right, bottom = piece.crop
+    if piece.image:
+        return _picture(frames, piece, data)
     right, bottom = left + (right - left) // 2 * 2, top + (bottom - top) // 2 * 2  # 4:2:0 needs even sizes
     if right <= left or bottom <= top:
         raise UserError(f"Clip {piece.clip} would be smaller than two pixels.")
@@ -109,6 +115,19 @@ def _cut(frames: Iterator[Frame], piece: Piece, footage: Footage, data: Path, co
         repeatable=True,
     )
     return CutFile(sha256=store_file(data, temporary), frames=count, height=bottom - top, width=right - left)
+
+
+def _picture(frames: Iterator[Frame], piece: Piece, data: Path) -> CutFile:
+    from PIL import Image
+
+    left, top, right, bottom = piece.crop
+    (frame,) = _span(frames, piece)
+    pixels = np.ascontiguousarray(frame.rgb()[top:bottom, left:right])
+    temporary = data / ".work" / f"{piece.key}.png"
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(temporary, "PNG")
+    height, width = pixels.shape[:2]
+    return CutFile(sha256=store_file(data, temporary), frames=1, height=height, width=width, suffix=".png")
 
 
 def _span(frames: Iterator[Frame], piece: Piece) -> Iterator[Frame]:

@@ -9,7 +9,7 @@ kept is never one that another filter drops.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,12 @@ from openhunyuan.curate.duplicates import Candidate, Duplicates, duplicates_of
 from openhunyuan.curate.measures.fingerprint import thumbs_of
 from openhunyuan.curate.measures.measure import Measure
 
-CLIP_SCORES = ("clip.seconds", "clip.short_side", "clip.aspect")
-"""Scores that need no measure: length; shorter side in pixels and width over height of what the crop leaves."""
+CLIP_SCORES = ("clip.seconds", "clip.short_side", "clip.aspect", "crop.left")
+"""Scores that need no measure: length (of videos); shorter side in pixels and width over height of what the crop
+leaves; the share of the picture inside the bars that a subtitle crop would leave."""
+
+GROUPS = ("duplicates", "motion", "text", "clarity", "aesthetic", "source", "other")
+"""What the report's figure 4 tells apart among the reasons for which clips are left out."""
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Measure name → its row for one clip."""
@@ -41,6 +45,10 @@ class Filter(Record):
     at_least: float | None = None
     at_most: float | None = None
     reason: str = Field(description="What is said of a clip that fails, as 'hardly moves'.")
+    group: str = Field(default="other", description="Where figure 4 of the report counts it: one of GROUPS.")
+    removes: float = Field(
+        default=0.0, ge=0, description="In a calibrated set: its part of what is taken away, against the others' parts."
+    )
 
     @property
     def allowed(self) -> str:
@@ -62,6 +70,7 @@ class Crop(Record):
     subtitles: bool = Field(default=True, description="Crop subtitles away.")
     keep: float = Field(default=0.8, gt=0, le=1, description="Least part of the picture that a subtitle crop leaves.")
     margin: float = Field(default=0.012, ge=0, description="Distance from the text, as a share of the height.")
+    drops: bool = Field(default=True, description="Drop clips whose subtitles take more; else they stay uncropped.")
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,9 @@ def decide(
     if duplicates:
         result = _without_duplicates(result, rows, duplicates)
     if concepts:
-        result = _with_concepts(result, rows, concepts)
+        result = with_concepts(result, rows, concepts)
     names = [MEASURED, *(f.name for f in filters)]
-    names += [SUBTITLES] if crop and crop.subtitles else []
+    names += [SUBTITLES] if crop and crop.subtitles and crop.drops else []
     return Decided(tuple(result), (*names, *([DUPLICATE] if duplicates else [])))
 
 
@@ -115,12 +124,14 @@ def _one(clip: Clip, rows: Rows, filters: Sequence[Filter], crop: Crop | None) -
     box, left = plan_crop(clip, rows, crop)
     width, height = box[2] - box[0], box[3] - box[1]
     scores |= {
-        "clip.seconds": (clip.end_frame - clip.start_frame - first) / clip.fps,
         "clip.short_side": float(min(width, height)),
         "clip.aspect": width / max(height, 1),
+        "crop.left": left,
     }
+    if clip.kind == "video":
+        scores["clip.seconds"] = (clip.end_frame - clip.start_frame - first) / clip.fps
     decisions = [f.decide(scores.get(f.score)) for f in filters]
-    if crop and crop.subtitles:
+    if crop and crop.subtitles and crop.drops:
         # What a subtitle crop would leave, of the picture inside the bars.
         allowed = f"at least {crop.keep:g}"
         passed = left >= crop.keep - 1e-6
@@ -158,17 +169,35 @@ def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int
     return (box[0], box[1], box[2], bottom), left
 
 
+def better_copies(
+    clips: Iterable[Clip],
+    rows: Mapping[str, Rows],
+    config: Duplicates,
+    first: Mapping[str, tuple[float, ...]] | None = None,
+) -> dict[str, str]:
+    """Clip → the better clip that it is a duplicate of. Videos are compared with videos, images with images.
+
+    Clips without a fingerprint are not compared. first: what makes a clip better before all else (larger is better).
+    """
+    found: dict[str, str] = {}
+    compared = [clip for clip in clips if "fingerprint" in rows.get(clip.id, {})]
+    for kind in ("video", "image"):
+        candidates = [
+            Candidate(
+                clip.id, thumbs_of(dict(rows[clip.id]["fingerprint"])), (*(first or {}).get(clip.id, ()), *_worth(clip))
+            )
+            for clip in compared
+            if clip.kind == kind
+        ]
+        found |= duplicates_of(candidates, config)
+    return found
+
+
 def _without_duplicates(clips: list[Clip], rows: Mapping[str, Rows], config: Duplicates) -> list[Clip]:
-    candidates = [
-        Candidate(clip.id, thumbs_of(dict(rows[clip.id]["fingerprint"])), _worth(clip))
-        for clip in clips
-        if not clip.dropped and "fingerprint" in rows.get(clip.id, {})
-    ]
-    better = duplicates_of(candidates, config)
-    compared = {candidate.id for candidate in candidates}
+    better = better_copies((clip for clip in clips if not clip.dropped), rows, config)
     result = []
     for clip in clips:
-        if clip.id in compared:
+        if not clip.dropped and "fingerprint" in rows.get(clip.id, {}):
             passed = clip.id not in better
             decision = Decision(
                 filter=DUPLICATE, score="duplicate", value=float(not passed), allowed="none better", passed=passed
@@ -189,29 +218,37 @@ def _worth(clip: Clip) -> tuple[float, ...]:
         float((right - left) * (bottom - top)),
         -clip.scores.get("text.share", 0.0),
         -round(clip.scores.get("clarity.edge_width", 0.0), 1),
-        clip.scores["clip.seconds"],
+        clip.scores.get("clip.seconds", 0.0),
     )
 
 
-def _with_concepts(clips: list[Clip], rows: Mapping[str, Rows], config: Concepts) -> list[Clip]:
-    chosen = [c for c in clips if not c.dropped and "fingerprint" in rows.get(c.id, {})]
-    if not chosen:
-        return clips
-    vectors = np.asarray([rows[c.id]["fingerprint"]["appearance"] for c in chosen], dtype=np.float64)
-    groups, weights = cluster(vectors, config)
-    found = {c.id: (int(g), round(float(w), 6)) for c, g, w in zip(chosen, groups, weights, strict=True)}
-    return [
-        c.model_copy(update={"concept": found[c.id][0], "weight": found[c.id][1]}) if c.id in found else c
-        for c in clips
-    ]
+def with_concepts(clips: list[Clip], rows: Mapping[str, Rows], config: Concepts) -> list[Clip]:
+    """The kept clips with their concept and weight; videos and images are grouped apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in ("video", "image"):
+        chosen = [c for c in clips if c.kind == kind and not c.dropped and "fingerprint" in rows.get(c.id, {})]
+        if chosen:
+            vectors = np.asarray([rows[c.id]["fingerprint"]["appearance"] for c in chosen], dtype=np.float64)
+            groups, weights = cluster(vectors, config)
+            for clip, group, weight in zip(chosen, groups, weights, strict=True):
+                found[clip.id] = {"concept": int(group), "weight": round(float(weight), 6)}
+    return [clip.model_copy(update=found[clip.id]) if clip.id in found else clip for clip in clips]
 
 
 _THRESHOLD = re.compile(r"\s*([a-z0-9_.]+)\s*(>=|<=)\s*([-+0-9.eE]+)\s*")
 
 
-def with_threshold(filters: Sequence[Filter], text: str, measures: Sequence[Measure]) -> tuple[Filter, ...]:
+def known_scores(measures: Sequence[Measure]) -> list[str]:
+    """The scores that a threshold can be put on."""
+    return [*CLIP_SCORES, *(f"{m.name}.{column}" for m in measures for column in m.columns)]
+
+
+def with_threshold(
+    filters: Sequence[Filter], text: str, measures: Sequence[Measure], more: Sequence[str] = ()
+) -> tuple[Filter, ...]:
     """The filters with one threshold changed or added: "motion.speed>=1.5", "clarity.edge_width<=2".
 
+    more: scores known beside those of clips and measures.
     Raises UserError for text of another form or a score that no measure gives.
     """
     match = _THRESHOLD.fullmatch(text)
@@ -222,11 +259,12 @@ def with_threshold(filters: Sequence[Filter], text: str, measures: Sequence[Meas
     if not match:
         raise UserError(f"'{text}' is not a threshold; write one like motion.speed>=1.5 or clarity.edge_width<=2.")
     score, key = match[1], "at_least" if match[2] == ">=" else "at_most"
-    known = [*CLIP_SCORES, *(f"{m.name}.{column}" for m in measures for column in m.columns)]
+    known = [*known_scores(measures), *more]
     if score not in known:
         raise UserError(unknown("score", score, known))
     changed = [f.model_copy(update={key: value}) if f.score == score else f for f in filters]
     if score not in [f.score for f in filters]:
         words = f"has {score} {'below' if key == 'at_least' else 'above'} {value:g}"
-        changed.append(Filter(name=score, score=score, reason=words, **{key: value}))
+        group = next((m.group for m in measures if m.name == score.split(".")[0]), "other")
+        changed.append(Filter(name=score, score=score, reason=words, group=group, **{key: value}))
     return tuple(changed)

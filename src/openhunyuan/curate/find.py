@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.curate.stills import IMAGE_SUFFIXES, is_image
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 
@@ -23,8 +24,8 @@ Complain = Callable[[str, str], None]
 """Called with a path that can be printed, and why it is not taken."""
 
 
-def find_videos(path: Path | str, complain: Complain | None = None) -> list[Path]:
-    """A video file, or all videos below a folder in sorted order. Raises UserError when there is none.
+def find_videos(path: Path | str, complain: Complain | None = None, images: bool = False) -> list[Path]:
+    """A video file, or all videos (and `images`) below a folder in sorted order. Raises UserError when there is none.
 
     A file is taken for a video by its extension, or, with another one, by its first bytes. Hidden files and unfinished
     downloads are left out. `complain` is told of folders that cannot be read, of things that have a video's name and
@@ -32,10 +33,14 @@ def find_videos(path: Path | str, complain: Complain | None = None) -> list[Path
     """
     path = Path(path)
     complain = complain or (lambda *_: None)
-    videos = [path] if path.is_file() else sorted(_walk(path, complain))
+    if path.is_file() and is_image(path) and not images:
+        raise UserError(f"{printable(path)} is an image; images are taken with --images files.")
+    videos = [path] if path.is_file() else sorted(_walk(path, complain, images))
     videos = [video for video in videos if _can_be_taken(video, complain)]
     if not videos:
-        raise UserError(f"No video ({', '.join(VIDEO_SUFFIXES)}) was found at {printable(path)}.")
+        wanted = (*VIDEO_SUFFIXES, *(IMAGE_SUFFIXES if images else ()))
+        what = "video or image" if images else "video"
+        raise UserError(f"No {what} ({', '.join(wanted)}) was found at {printable(path)}.")
     return videos
 
 
@@ -44,8 +49,8 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _walk(top: Path, complain: Complain) -> Iterator[Path]:
-    """Files that may be videos. Links to folders are followed, each folder once."""
+def _walk(top: Path, complain: Complain, images: bool) -> Iterator[Path]:
+    """Files that may be videos, or images. Links to folders are followed, each folder once."""
     seen: set[tuple[int, int]] = set()
 
     def told(error: OSError) -> None:
@@ -59,8 +64,9 @@ def _walk(top: Path, complain: Complain) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         for name in names:
-            if not name.startswith(".") and _may_be_video(Path(folder) / name):
-                yield Path(folder) / name
+            file = Path(folder) / name
+            if not name.startswith(".") and ((images and is_image(file)) or _may_be_video(file)):
+                yield file
 
 
 def _may_be_video(path: Path) -> bool:

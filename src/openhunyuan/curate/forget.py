@@ -10,8 +10,11 @@ from pathlib import Path
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.clip import clip_id, read_manifest
+from openhunyuan.curate.ladder import forget_verdicts
+from openhunyuan.curate.review import forget_answers
 from openhunyuan.curate.run import CUT, FORGOTTEN, MANIFEST, QUARANTINE, Sources, write_manifest
 from openhunyuan.curate.split import STAGE as SPLIT
+from openhunyuan.curate.stills import Images
 from openhunyuan.curate.tables import TABLES, all_tables, alone, read_rows, stored
 
 
@@ -47,12 +50,18 @@ def find_source(data: Path | str, source: str) -> str:
 
 def clips_from(data: Path | str, sha256: str) -> tuple[str, ...]:
     """Ids of all clips that were ever made of a source, in any version of the split."""
-    found = {
-        clip_id(sha256, span["start_frame"], span["end_frame"])
-        for folder in Path(data).glob(f"{TABLES}/{SPLIT}/*")
+    spans = [
+        (span["start_frame"], span["end_frame"])
+        for stage in (SPLIT, Images.name)
+        for folder in Path(data).glob(f"{TABLES}/{stage}/*")
         for row in read_rows(folder).get(sha256, [])
         for span in row.get("spans") or []
-    }
+    ]
+    found = {clip_id(sha256, start, end) for start, end in spans}
+    frames = {clip_id(sha256, (start + end) // 2, (start + end) // 2 + 1) for start, end in spans}  # split.frame_of
+    if frames := frames - found:
+        measured = {key for table in all_tables(Path(data)) for key in table.rows()}
+        found |= frames & measured
     return tuple(sorted(found))
 
 
@@ -102,9 +111,12 @@ def _forget(data: Path, sha256: str, latents: int) -> Receipt:
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if json.loads(line).get("source") not in paths]
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
+    forget_verdicts(data, set(clips))
+    forget_answers(data, set(clips))
     (data / "report.html").unlink(missing_ok=True)  # it holds pictures; `curate report` makes it again
     for digest in files:
-        (data / stored(digest)).unlink(missing_ok=True)
+        for path in (data / stored(digest)).parent.glob(f"{digest}.*"):
+            path.unlink()
     for table in tables:
         table.forget(keys)
     return receipt

@@ -1,6 +1,8 @@
 """A curation run: a folder of footage and a plan in; clips, tables and a manifest out.
 
-    sources → shots → measures → decisions → cut → manifest
+    sources → shots → measures → decisions (and training sets) → cut → manifest
+
+Image files, and single frames of videos where that is wanted, take the same way without what needs time.
 
 What is known is not computed again. A source is known by the hash of its bytes; its path, size and times only save
 hashing it anew. Shots and cuts are addressed by source and clip, measures by clip, and each by the key of its stage; so
@@ -14,6 +16,7 @@ its workers were at.
     data/funnel.json            how many clips each filter saw and kept
     data/quarantine.jsonl       sources and clips that could not be read, with the stage and the error
     data/run.json               the plan: every stage with its key, every threshold
+    data/sets.parquet, sets.json    with a ladder: every verdict; what each training set took (`curate.ladder`)
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
@@ -33,15 +36,17 @@ from openhunyuan.curate.analyse import AnalyseJob, analyse, clip_works
 from openhunyuan.curate.clip import Clip, ClipCaption, file_sha256, read_manifest, to_jsonl
 from openhunyuan.curate.concepts import Concepts
 from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
-from openhunyuan.curate.decide import Crop, Filter, Rows, decide
+from openhunyuan.curate.decide import MEASURED, Crop, Filter, Rows, better_copies, decide, with_concepts
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.engine import Engine, Processes
 from openhunyuan.curate.find import find_videos
 from openhunyuan.curate.footage import Media
+from openhunyuan.curate.ladder import SETS, VERDICTS, Climbed, Ladder, check, climb, write_sets
 from openhunyuan.curate.measures.measure import ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
-from openhunyuan.curate.split import Shots, Span, Split, clips_of, find_shots
+from openhunyuan.curate.split import Shots, Span, Split, clips_of, find_shots, frame_of
 from openhunyuan.curate.stage import Outcome, Resources, Stage, together
+from openhunyuan.curate.stills import Images, is_image, look_at
 from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
 
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
@@ -55,7 +60,11 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does: a list of stages and what is decided from their scores."""
+    """What a run does: a list of stages and what is decided from their scores.
+
+    ladder: with one, `filters` hold for all of its sets, and a clip is kept that is in at least one of them.
+    images: whether image files, single frames of the videos (the middle one of each clip), or both are taken too.
+    """
 
     split: Split = field(default_factory=Split)
     measures: tuple[Measure, ...] = ()
@@ -64,11 +73,19 @@ class Plan:
     duplicates: Duplicates | None = None
     concepts: Concepts | None = None
     cut: Cut = field(default_factory=Cut)
+    ladder: Ladder | None = None
+    images: Literal["none", "files", "frames", "both"] = "none"
 
     def __post_init__(self) -> None:
         names = [measure.name for measure in self.measures]
         if len(set(names)) != len(names):
             raise UserError(f"A plan has each measure once, but it has {', '.join(sorted(names))}.")
+        if self.ladder:
+            check(self.ladder, self.filters, self.measures)
+
+    def measures_of(self, kind: str) -> tuple[Measure, ...]:
+        """The measures that say something about videos, or about images."""
+        return tuple(m for m in self.measures if kind == "video" or not m.needs_time)
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides the result, as JSON."""
@@ -79,6 +96,8 @@ class Plan:
             "crop": self.crop and self.crop.model_dump(mode="json"),
             "duplicates": self.duplicates and self.duplicates.model_dump(mode="json"),
             "concepts": self.concepts and self.concepts.model_dump(mode="json"),
+            "ladder": self.ladder and self.ladder.model_dump(mode="json"),
+            "images": self.images,
         }
 
 
@@ -142,7 +161,8 @@ def curate(
     """
     raw, data = Path(raw), Path(data)
     failures: list[Failure] = []
-    videos = find_videos(raw, lambda path, why: failures.append(Failure(path, "find", why)))
+    images = plan.images in ("files", "both")
+    videos = find_videos(raw, lambda path, why: failures.append(Failure(path, "find", why)), images)
     data.mkdir(parents=True, exist_ok=True)
     with alone(data), ExitStack() as stack:
         sweep(data)
@@ -169,19 +189,18 @@ class _Run:
     def all(self, videos: Sequence[Path]) -> Curation:
         repeated, forgotten = self._sources(videos)
         shots = self._shots()
-        clips = [
-            clip
-            for digest, found in shots.items()
-            for clip in clips_of(self.paths[digest], digest, found, self.plan.split.min_seconds)
-        ]
+        clips = [clip for digest, found in shots.items() for clip in self._clips(digest, found)]
         rows, errors = self._measures(clips)
-        decided = decide(
-            clips, rows, errors, self.plan.filters, self.plan.crop, self.plan.duplicates, self.plan.concepts
-        )
-        cut = self._cut(decided.clips, shots)
+        decided, filters, climbed = self._decide(clips, rows, errors)
+        cut = self._cut(decided, shots)
         result = attach_captions(self.data, cut)
-        funnel = count_funnel(result, (SPLIT, *decided.filters, CUT))
+        funnel = count_funnel(result, (SPLIT, *filters, CUT))
         curation = Curation(tuple(result), tuple(self.failures), tuple(funnel), len(videos), repeated, forgotten)
+        if climbed:
+            write_sets(self.data, climbed)
+        else:
+            for name in (SETS, VERDICTS):
+                (self.data / name).unlink(missing_ok=True)
         write_run(self.data, curation, self.plan)
         if not curation.kept:
             where = max(funnel, key=lambda row: row.seen - row.kept)
@@ -190,6 +209,38 @@ class _Run:
                 why = f"most of {len(result)} were dropped by {where.stage}"
             raise UserError(f"No clip was kept of {len(videos)} videos ({why}); see {self.data / 'drops.jsonl'}.")
         return curation
+
+    def _clips(self, digest: str, shots: Shots) -> list[Clip]:
+        """The clips of a source: its shots, or its picture; and its shots' middle frames, where they are wanted."""
+        path, plan = self.paths[digest], self.plan
+        if is_image(path):
+            return clips_of(path, digest, shots, 0.0, "image")
+        clips = clips_of(path, digest, shots, plan.split.min_seconds)
+        if plan.images in ("frames", "both"):
+            clips += [frame_of(clip) for clip in clips if not clip.dropped and clip.num_frames > 1]
+        return clips
+
+    def _decide(
+        self, clips: Sequence[Clip], rows: dict[str, Rows], errors: dict[str, str]
+    ) -> tuple[Sequence[Clip], Sequence[str], Climbed | None]:
+        """(clips with decisions, the filters in their order, what the ladder found)."""
+        plan, ladder = self.plan, self.plan.ladder
+        if ladder is None:
+            decided = decide(clips, rows, errors, plan.filters, plan.crop, plan.duplicates, plan.concepts)
+            return decided.clips, decided.filters, None
+        crop = plan.crop and plan.crop.model_copy(update={"drops": False})  # each set has its own threshold for it
+        scored = decide(clips, rows, errors, (), crop, None, None)
+        twins = plan.duplicates
+        climbed = climb(
+            scored.clips,
+            ladder,
+            plan.filters,
+            plan.measures,
+            twins and (lambda chosen, first: better_copies(chosen, rows, twins, first)),
+        )
+        if plan.concepts:
+            climbed.clips = with_concepts(climbed.clips, rows, plan.concepts)
+        return climbed.clips, (MEASURED, *climbed.filters), climbed
 
     def _each(
         self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any], resources: Resources | None = None
@@ -249,22 +300,29 @@ class _Run:
 
     def _shots(self) -> dict[str, Shots]:
         """Shots of every source that could be read, in the order of the sources."""
-        table = Table(self.data, self.plan.split)
-        jobs = [(digest, path.absolute()) for digest, path in self.paths.items() if self._lacks(table, digest)]
-        for result in self._each("shots", partial(_find_shots, self.plan.split), jobs, self.plan.split.resources):
-            digest, path = result.item
-            rows = () if result.error else (shots_row(result.value),)
-            if self._as_hashed(path):
-                table.add([Outcome(digest, rows, error=result.error)])
-        table.merge()
         found = {}
-        for digest, path in self.paths.items():
-            row = table.rows().get(digest, [CHANGED])[0]
-            if row["error"]:
-                self.failures.append(Failure(str(path), SPLIT, row["error"]))
-            else:
-                found[digest] = shots_of(row)
-        return found
+        for stage, step, function, still in (
+            (self.plan.split, "shots", partial(_find_shots, self.plan.split), False),
+            (Images(), "images", _look_at, True),
+        ):
+            paths = {digest: path for digest, path in self.paths.items() if is_image(path) == still}
+            if not paths:
+                continue
+            table = Table(self.data, stage)
+            jobs = [(digest, path.absolute()) for digest, path in paths.items() if self._lacks(table, digest)]
+            for result in self._each(step, function, jobs, stage.resources):
+                digest, path = result.item
+                rows = () if result.error else (shots_row(result.value),)
+                if self._as_hashed(path):
+                    table.add([Outcome(digest, rows, error=result.error)])
+            table.merge()
+            for digest, path in paths.items():
+                row = table.rows().get(digest, [CHANGED])[0]
+                if row["error"]:
+                    self.failures.append(Failure(str(path), stage.name, row["error"]))
+                else:
+                    found[digest] = shots_of(row)
+        return {digest: found[digest] for digest in self.paths if digest in found}
 
     def _measures(self, clips: Sequence[Clip]) -> tuple[dict[str, Rows], dict[str, str]]:
         """(clip → measure → row, clip → error) of the clips that the split left."""
@@ -272,12 +330,15 @@ class _Run:
         known = {key: {clip for clip in table.rows() if not self._lacks(table, clip)} for key, table in tables.items()}
         jobs = []
         for digest, path in self.paths.items():
-            spans = [
-                ClipSpan(clip.id, clip.start_frame, clip.end_frame, clip.fps)
-                for clip in clips
-                if clip.source_sha256 == digest and not clip.dropped
-            ]
-            if works := clip_works(spans, self.plan.measures, known):
+            works = []
+            for kind in ("video", "image"):
+                spans = [
+                    ClipSpan(clip.id, clip.start_frame, clip.end_frame, clip.fps)
+                    for clip in clips
+                    if clip.source_sha256 == digest and clip.kind == kind and not clip.dropped
+                ]
+                works += clip_works(spans, self.plan.measures_of(kind), known)
+            if works:
                 jobs.append(AnalyseJob(str(path.absolute()), tuple(works)))
         for result in self._each("measuring", analyse, jobs, together(m.resources for m in self.plan.measures)):
             answers = result.value or [
@@ -290,10 +351,11 @@ class _Run:
                     table.add(outcome for stage, outcome in answers if stage == key)
         rows: dict[str, Any] = {}
         errors: dict[str, str] = {}
-        sources = {clip.id: clip.source for clip in clips if not clip.dropped}
         for measure in self.plan.measures:
             table = tables[measure.key]
             table.merge()
+            videos_only = measure.needs_time
+            sources = {c.id: c.source for c in clips if not c.dropped and (c.kind == "video" or not videos_only)}
             for clip, source in sources.items():
                 row = table.rows().get(clip, [CHANGED])[0]
                 if row["error"]:
@@ -312,7 +374,7 @@ class _Run:
             if self._lacks(table, piece.key):
                 return True
             row = table.rows()[piece.key][0]
-            return not row["error"] and not (self.data / stored(row["sha256"])).is_file()
+            return not row["error"] and not (self.data / _file_of(row)).is_file()
 
         wanted: dict[str, list[Piece]] = {}
         for clip in clips:
@@ -342,7 +404,7 @@ class _Run:
                 else:
                     clip = clip.model_copy(
                         update={
-                            "path": stored(row["sha256"]),
+                            "path": _file_of(row),
                             "sha256": row["sha256"],
                             "file_frames": row["frames"],
                             "height": row["height"],
@@ -365,6 +427,15 @@ class CutJob:
 
 def _hash(item: tuple[Path, str]) -> str:
     return file_sha256(item[0].absolute())
+
+
+def _look_at(item: tuple[str, Path]) -> Shots:
+    return look_at(item[1])
+
+
+def _file_of(row: dict[str, Any]) -> str:
+    """Where the file of a row of cuts lies in a data folder."""
+    return stored(row["sha256"], row.get("suffix") or ".mp4")
 
 
 def _find_shots(config: Split, item: tuple[str, Path]) -> Shots:
@@ -405,6 +476,7 @@ def piece_of(clip: Clip, shots: Shots) -> Piece:
         crop=clip.crop or whole(clip.width, clip.height),
         end_pts=clip.end_pts,
         even=not shots.variable,
+        image=clip.kind == "image",
     )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -136,8 +136,10 @@ def _seconds(pts: Sequence[int | None], time_base: Fraction) -> Fraction:
     return (max(known) - min(known)) * time_base if known else Fraction(0)
 
 
-def clips_of(path: Path | str, source_sha256: str, shots: Shots, min_seconds: float) -> list[Clip]:
-    """The spans as clips without files; too short ones are marked as dropped."""
+def clips_of(
+    path: Path | str, source_sha256: str, shots: Shots, min_seconds: float, kind: Literal["video", "image"] = "video"
+) -> list[Clip]:
+    """The spans as clips without files; videos that are too short are marked as dropped."""
     clips = []
     for span in shots.spans:
         clip = Clip(
@@ -156,6 +158,9 @@ def clips_of(path: Path | str, source_sha256: str, shots: Shots, min_seconds: fl
             transition=span.transition,
             tags=source_tags(shots.media, shots.variable),
         )
+        if kind == "image":
+            clips.append(clip.model_copy(update={"kind": "image"}))
+            continue
         seconds = clip.end_time - clip.start_time
         if seconds < min_seconds:
             clip = clip.drop(STAGE, f"shorter than {min_seconds:g} s", round(seconds, 3))
@@ -176,6 +181,15 @@ def source_tags(media: Media, variable: bool) -> tuple[str, ...]:
     tags += [f"{media.bits} bit"] if media.bits > 8 else []
     tags += ["hdr"] if media.transfer != "sdr" else []
     return tuple(tags)
+
+
+def frame_of(clip: Clip) -> Clip:
+    """The middle frame of a video clip, as an image."""
+    middle = (clip.start_frame + clip.end_frame) // 2
+    span = {"start_frame": middle, "end_frame": middle + 1, "start_pts": None, "end_pts": None}
+    return clip.model_copy(
+        update={**span, "id": clip_id(clip.source_sha256, middle, middle + 1), "kind": "image", "transition": "start"}
+    )
 
 
 def split_video(path: Path | str, config: Split | None = None) -> list[Clip]:

@@ -1,6 +1,6 @@
-"""The manifest on disk: a content-addressed store of mp4 files and one Parquet table a stage.
+"""The manifest on disk: a content-addressed store of clip files and one Parquet table a stage.
 
-    data/store/ab/<sha256>.mp4                    clip files, named by their bytes
+    data/store/ab/<sha256>.mp4                    clip files, named by their bytes; .png for images
     data/tables/<stage>/<stage key>/stage.json    name, version, parameters, weights of the stage
     data/tables/<stage>/<stage key>/*.parquet     its rows, `key` = hash of what the stage read
 
@@ -152,7 +152,7 @@ def _read(path: Path, without: Sequence[str]) -> list[dict[str, Any]]:
 def store_file(data: Path, made: Path) -> str:
     """Move a finished file into the store under the hash of its bytes; returns that hash."""
     digest = file_sha256(made)
-    place = data / stored(digest)
+    place = data / stored(digest, made.suffix)
     if place.is_file():
         made.unlink()
     else:
@@ -161,9 +161,9 @@ def store_file(data: Path, made: Path) -> str:
     return digest
 
 
-def stored(digest: str) -> str:
+def stored(digest: str, suffix: str = ".mp4") -> str:
     """Where a file lies in a data folder, by its hash."""
-    return f"{STORE}/{digest[:2]}/{digest}.mp4"
+    return f"{STORE}/{digest[:2]}/{digest}{suffix}"
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class Clarity(Measure):
 
     name: ClassVar[str] = "clarity"
     version: ClassVar[int] = 1
+    group: ClassVar[str] = "clarity"
     columns: ClassVar = ("edge_width",)
     proxy: ClassVar[str] = "edge width, not a trained clarity model"
 

@@ -118,8 +118,14 @@ class Measure(Stage):
     """Base of all measures."""
 
     needs_motion_vectors: ClassVar[bool] = False
+    needs_time: ClassVar[bool] = False
+    """Whether it says nothing about a still picture, and images go without it."""
+
     columns: ClassVar[Sequence[str]] = ()
     """Names of the numbers that thresholds can be put on; a threshold calls one `<measure>.<column>`."""
+
+    group: ClassVar[str] = "other"
+    """Where figure 4 of the report counts what its scores leave out: one of `decide.GROUPS`."""
 
     proxy: ClassVar[str] = ""
     """What the numbers stand in for without being it; empty where they are what they are called."""

@@ -36,6 +36,8 @@ class Motion(Measure):
 
     name: ClassVar[str] = "motion"
     version: ClassVar[int] = 1
+    group: ClassVar[str] = "motion"
+    needs_time: ClassVar[bool] = True
     columns: ClassVar = ("speed", "camera_speed", "subject_speed", "moving_share", "speed_p90", "slowest_patch")
 
     method: Literal["dis", "farneback", "h264"] = Field(default="dis", description="Which flow is measured.")

@@ -25,6 +25,7 @@ class Overlay(Measure):
 
     name: ClassVar[str] = "overlay"
     version: ClassVar[int] = 1
+    needs_time: ClassVar[bool] = True
     columns: ClassVar = ("strength", "area")
     proxy: ClassVar[str] = "marks that stay, not a trained detector"
 

@@ -14,7 +14,7 @@ HEIGHT = 72
 
 
 class Strip(Measure):
-    """Bytes `jpeg`: PICTURES moments of the clip side by side, HEIGHT pixels high."""
+    """Bytes `jpeg`: PICTURES moments of the clip side by side, HEIGHT pixels high; of an image, the one."""
 
     name: ClassVar[str] = "strip"
     version: ClassVar[int] = 1
@@ -28,7 +28,7 @@ class _Reader(Reader):
     def __init__(self, clip: ClipSpan) -> None:
         last = (clip.num_frames - 1) // clip.step
         places = np.round(np.linspace(0.08, 0.92, PICTURES) * last).astype(int)
-        self.wanted = [int(place) * clip.step for place in places]
+        self.wanted = [int(place) * clip.step for place in places][: 1 if clip.num_frames == 1 else None]
         self.kept: dict[int, np.ndarray] = {}
 
     def add(self, view: View) -> None:

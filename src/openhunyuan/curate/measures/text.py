@@ -29,6 +29,7 @@ class Text(Measure):
 
     name: ClassVar[str] = "text"
     version: ClassVar[int] = 1
+    group: ClassVar[str] = "text"
     columns: ClassVar = ("share", "lines", "subtitle_top", "other_share")
     proxy: ClassVar[str] = "strokes that stand still, not read by OCR"
 
