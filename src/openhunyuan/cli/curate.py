@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from openhunyuan.base.log import console
 from openhunyuan.base.record import Record, unknown
 from openhunyuan.cli.parse import parse
 from openhunyuan.cli.progress import step_bar
+from openhunyuan.curate.models.choice import Choice, with_networks
 
 if TYPE_CHECKING:
     from openhunyuan.curate.run import Curation
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 PROG = "openhunyuan curate"
 
 
-class CurateOptions(Record):
+class CurateOptions(Choice):
     """Split footage into shots, measure them, drop what a threshold refuses, cut the rest out.
 
     Started again it goes on where it stopped; with other thresholds it decides anew from the stored scores. The
@@ -39,10 +40,6 @@ class CurateOptions(Record):
     )
     without: tuple[str, ...] = Field(
         (), description="Leave a filter out, by its name in the funnel; may be repeated. Scores are still measured."
-    )
-    motion: Literal["dis", "farneback", "h264"] = Field(
-        "dis",
-        description="How motion is scored; the scales differ, so farneback and h264 need a --threshold of their own.",
     )
     min_seconds: float = Field(0.6, description="Shortest shot.")
     max_seconds: float = Field(20.0, description="Longer shots are cut into equal pieces no longer than this.")
@@ -81,29 +78,24 @@ def _curate(options: CurateOptions) -> int:
     from openhunyuan.base.errors import UserError
     from openhunyuan.base.require import require
     from openhunyuan.curate.decide import with_threshold
-    from openhunyuan.curate.measures.motion import Motion
     from openhunyuan.curate.run import curate, find_videos
     from openhunyuan.curate.split import Split
     from openhunyuan.infer.output import check_folder
     from openhunyuan.recipes.curate import PLAN
 
-    measures = tuple(Motion(method=options.motion) if m.name == "motion" else m for m in PLAN.measures)
-    # The published scores have other scales: the threshold for one would be nonsense for another.
-    filters = tuple(f for f in PLAN.filters if f.score != "motion.speed" or options.motion == "dis")
+    lengths = {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
+    plan = with_networks(replace(PLAN, split=Split(**{**PLAN.split.model_dump(), **lengths})), options)
+    filters = plan.filters
     for text in options.threshold:
-        filters = with_threshold(filters, text, measures)
+        filters = with_threshold(filters, text, plan.measures)
     names = [*(f.name for f in filters), "duplicate"]
     for name in options.without:
         if name not in names:
             raise UserError(unknown("filter", name, names))
-    lengths = {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
-    split = Split(**{**PLAN.split.model_dump(), **lengths})
     plan = replace(
-        PLAN,
-        split=split,
-        measures=measures,
+        plan,
         filters=tuple(f for f in filters if f.name not in options.without),
-        duplicates=None if "duplicate" in options.without else PLAN.duplicates,
+        duplicates=None if "duplicate" in options.without else plan.duplicates,
     )
     for module, package in (("cv2", "opencv-python-headless"), ("scenedetect", "scenedetect-headless")):
         require(module, extra="curate", package=package)

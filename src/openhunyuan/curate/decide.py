@@ -60,6 +60,7 @@ class Crop(Record):
 
     border: bool = Field(default=True, description="Crop black bars away.")
     subtitles: bool = Field(default=True, description="Crop subtitles away.")
+    text: str = Field(default="text", description="The measure that says where they are.")
     keep: float = Field(default=0.8, gt=0, le=1, description="Least part of the picture that a subtitle crop leaves.")
     margin: float = Field(default=0.012, ge=0, description="Distance from the text, as a share of the height.")
 
@@ -87,7 +88,7 @@ def decide(
     """Decisions for clips that the split left (dropped ones pass through).
 
     rows: clip id → measure → row. errors: clip id → why a measure has none. Crop, duplicates and concepts need the
-    rows of `border`, `text`, `fingerprint`; where a measure was not run, they leave the clip as it is.
+    rows of `border`, `text`, `fingerprint` (or what they name instead); where a measure was not run, they leave the clip as it is.
     """
     result = []
     for clip in clips:
@@ -148,7 +149,7 @@ def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int
     border = rows.get("border")
     if crop.border and border is not None and border["share"] > 0:
         box = crop_pixels(border["box"], clip.width, clip.height)
-    text = rows.get("text")
+    text = rows.get(crop.text)
     if not crop.subtitles or text is None or text["subtitle_top"] >= 1.0:
         return box, 1.0
     bottom = min(box[3], int(np.floor((text["subtitle_top"] - crop.margin) * clip.height)))
@@ -159,10 +160,13 @@ def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int
 
 
 def _without_duplicates(clips: list[Clip], rows: Mapping[str, Rows], config: Duplicates) -> list[Clip]:
+    def seen(row: Mapping[str, Any]) -> np.ndarray:
+        return np.asarray(row["vector"], np.float32) if config.by == "embedding" else thumbs_of(dict(row))
+
     candidates = [
-        Candidate(clip.id, thumbs_of(dict(rows[clip.id]["fingerprint"])), _worth(clip))
+        Candidate(clip.id, seen(rows[clip.id][config.by]), _worth(clip))
         for clip in clips
-        if not clip.dropped and "fingerprint" in rows.get(clip.id, {})
+        if not clip.dropped and config.by in rows.get(clip.id, {})
     ]
     better = duplicates_of(candidates, config)
     compared = {candidate.id for candidate in candidates}
@@ -187,17 +191,18 @@ def _worth(clip: Clip) -> tuple[float, ...]:
     left, top, right, bottom = clip.crop or whole(clip.width, clip.height)
     return (
         float((right - left) * (bottom - top)),
-        -clip.scores.get("text.share", 0.0),
+        -max(clip.scores.get("text.share", 0.0), clip.scores.get("ppocr.share", 0.0)),
         -round(clip.scores.get("clarity.edge_width", 0.0), 1),
         clip.scores["clip.seconds"],
     )
 
 
 def _with_concepts(clips: list[Clip], rows: Mapping[str, Rows], config: Concepts) -> list[Clip]:
-    chosen = [c for c in clips if not c.dropped and "fingerprint" in rows.get(c.id, {})]
+    chosen = [c for c in clips if not c.dropped and config.by in rows.get(c.id, {})]
     if not chosen:
         return clips
-    vectors = np.asarray([rows[c.id]["fingerprint"]["appearance"] for c in chosen], dtype=np.float64)
+    column = "vector" if config.by == "embedding" else "appearance"
+    vectors = np.asarray([rows[c.id][config.by][column] for c in chosen], dtype=np.float64)
     groups, weights = cluster(vectors, config)
     found = {c.id: (int(g), round(float(w), 6)) for c, g, w in zip(chosen, groups, weights, strict=True)}
     return [

@@ -53,7 +53,7 @@ def write_report(data: Path | str, strips: int = 12) -> Path:
         *_funnel(data),
         *_histograms(clips, about["filters"]),
         *_strips(data, clips, strips),
-        *_concepts(clips),
+        *_concepts(clips, about),
         *_quarantine(failures),
         *_plan(about),
         "</body></html>\n",
@@ -206,15 +206,17 @@ def _figure(clip: Clip, jpeg: bytes) -> str:
     )
 
 
-def _concepts(clips: Sequence[Clip]) -> list[str]:
+def _concepts(clips: Sequence[Clip], about: dict[str, Any]) -> list[str]:
     groups: dict[int, list[Clip]] = {}
     for clip in clips:
         if clip.concept is not None:
             groups.setdefault(clip.concept, []).append(clip)
     if not groups:
         return []
+    by = (about.get("concepts") or {}).get("by")
+    title, words = ("Concepts", "by embeddings") if by == "embedding" else ("Looks", "by colours and edges")
     lines = [
-        "<h2>Looks</h2><p class='muted'>Groups by colours and edges, and how much a clip of each weighs.</p>",
+        f"<h2>{title}</h2><p class='muted'>Groups {words}, and how much a clip of each weighs.</p>",
         "<table><tr><th>group</th><th>clips</th><th>weight</th></tr>",
     ]
     for number, members in sorted(groups.items())[:50]:
@@ -234,8 +236,14 @@ def _quarantine(failures: Sequence[dict[str, Any]]) -> list[str]:
 
 def _plan(about: dict[str, Any]) -> list[str]:
     stages = [f"<code>{_text(s['name'])}</code> {_text(s['key'])}" for s in about.get("stages", [])]
+    models = [
+        f"<li><code>{_text(s['name'])}</code>: weights {_text(s['weights'][:16])}</li>"
+        for s in about.get("stages", [])
+        if s.get("weights")
+    ]
     proxies = [f"<li><code>{_text(k)}</code>: {_text(v)}</li>" for k, v in about.get("proxies", {}).items()]
     lines = ["<h2>What was run</h2>", f"<p>{', '.join(stages)}</p>"] if stages else []
+    lines += ["<p>These stages ran a published network:</p><ul>", *models, "</ul>"] if models else []
     return [*lines, *(["<p>These scores stand in for models:</p><ul>", *proxies, "</ul>"] if proxies else [])]
 
 

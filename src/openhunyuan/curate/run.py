@@ -153,6 +153,8 @@ def curate(
     is quarantined. Raises UserError when there is no footage, or no clip is kept (everything is written before).
     """
     raw, data = Path(raw), Path(data)
+    for stage in (plan.split, *plan.measures):
+        stage.check()
     failures: list[Failure] = []
     videos = find_videos(raw, lambda e: failures.append(Failure(str(e.filename), "find", f"{e.strerror}")))
     data.mkdir(parents=True, exist_ok=True)
