@@ -88,7 +88,8 @@ def decide(
     """Decisions for clips that the split left (dropped ones pass through).
 
     rows: clip id → measure → row. errors: clip id → why a measure has none. Crop, duplicates and concepts need the
-    rows of `border`, `text`, `fingerprint` (or what they name instead); where a measure was not run, they leave the clip as it is.
+    rows of `border`, `text`, `fingerprint`, or of what they name instead; where a measure was not run, they leave the
+    clip as it is.
     """
     result = []
     for clip in clips:

@@ -1,8 +1,9 @@
 """Near-duplicates: clips that show the same thing, found by their fingerprints or by embeddings; of each group the best
-is kept. By embeddings, two clips are duplicates when the cosine of their vectors is large enough. By fingerprints:
+is kept.
 
-Two clips are duplicates when what they look like and what happens in them agree, whichever of them was re-encoded,
-cropped a little, brightened, mirrored or given subtitles:
+By embeddings, two clips are duplicates when the cosine of their vectors is large. By fingerprints, when what they look
+like and what happens in them agree, whichever of them was re-encoded, cropped a little, brightened, mirrored or given
+subtitles:
 
 - look: the mean thumbnails differ little, where the worst quarter of the picture (a caption, a logo) does not count;
 - event: the thumbnails' changes over time are correlated. The comparison tries a mirrored picture, a picture cropped

@@ -6,8 +6,9 @@ those of a proxy in one column, and thresholds name what they are for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 
 if TYPE_CHECKING:
+    from openhunyuan.curate.decide import Filter
     from openhunyuan.curate.measures.measure import Measure
     from openhunyuan.curate.run import Plan
 
@@ -75,67 +77,68 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
                 raise UserError(f"--{field} {name} needs --{_dashed(option)}; nothing is downloaded.")
             if given and not chosen:
                 raise UserError(f"--{_dashed(option)} does nothing without --{field} {name}.")
-    where = {"device": choice.device, "batch": choice.batch}
+    where: Any = {"device": choice.device, "batch": choice.batch}
     if choice.shots == "transnetv2":
         from openhunyuan.curate.models.transnetv2 import TransNetV2Split
 
         plan = replace(plan, split=TransNetV2Split(path=choice.transnetv2_weights, **where, **plan.split.model_dump()))
+    instead: dict[str, Measure] = {}
+    beside: list[Measure] = []
     if choice.motion == "raft":
         from openhunyuan.curate.models.raft import Raft
 
-        plan = _instead(plan, "motion", Raft(path=choice.raft_weights, **where), {"motion.speed": "raft.speed"})
+        instead["motion"] = Raft(path=choice.raft_weights, **where)
     elif choice.motion != "dis":
         from openhunyuan.curate.measures.motion import Motion
 
-        # The published scores have other scales: the threshold for one would be nonsense for another.
-        plan = _instead(plan, "motion", Motion(method=choice.motion), {"motion.speed": None})
+        instead["motion"] = Motion(method=choice.motion)
     if choice.text == "ppocr":
         from openhunyuan.curate.models.ppocr import PPOcr
 
-        found = PPOcr(path=choice.ppocr_weights, **where)
-        plan = _instead(plan, "text", found, {"text.other_share": "ppocr.other_share", "text.share": "ppocr.share"})
-        plan = replace(plan, crop=plan.crop and plan.crop.model_copy(update={"text": found.name}))
+        instead["text"] = PPOcr(path=choice.ppocr_weights, **where)
+        plan = replace(plan, crop=plan.crop and plan.crop.model_copy(update={"text": "ppocr"}))
     if choice.overlay == "detector":
         from openhunyuan.curate.models.detector import WatermarkDetector
 
-        found = WatermarkDetector(path=choice.detector_weights, **where)
-        plan = _instead(plan, "overlay", found, {"overlay.strength": "watermark_detector.confidence"})
-        filters = [
-            f.model_copy(update={"at_most": 0.5}) if f.score == "watermark_detector.confidence" else f
-            for f in plan.filters
-        ]
-        plan = replace(plan, filters=tuple(filters))
+        instead["overlay"] = WatermarkDetector(path=choice.detector_weights, **where)
     if choice.embedding == "tower":
         from openhunyuan.curate.models.embedding import Embedding
 
+        beside.append(Embedding(path=choice.tower_weights, **where))
         plan = replace(
             plan,
-            measures=(*plan.measures, Embedding(path=choice.tower_weights, **where)),
             duplicates=plan.duplicates and plan.duplicates.model_copy(update={"by": "embedding"}),
             concepts=plan.concepts and plan.concepts.model_copy(update={"by": "embedding"}),
         )
     if choice.aesthetic == "laion":
         from openhunyuan.curate.models.aesthetic import ClipAesthetic
 
-        judge = ClipAesthetic(path=choice.laion_clip, head=choice.laion_head, **where)
-        plan = replace(plan, measures=(*plan.measures, judge))
+        beside.append(ClipAesthetic(path=choice.laion_clip, head=choice.laion_head, **where))
     if choice.quality == "dover":
         from openhunyuan.curate.models.dover import Dover
 
-        plan = replace(plan, measures=(*plan.measures, Dover(path=choice.dover_weights, **where)))
-    return plan
+        beside.append(Dover(path=choice.dover_weights, **where))
+    measures = (*(instead.get(measure.name, measure) for measure in plan.measures), *beside)
+    return replace(plan, measures=measures, filters=with_scores(plan.filters, choice))
+
+
+def with_scores(filters: Sequence[Filter], choice: Choice) -> tuple[Filter, ...]:
+    """The filters as they look at the scores of the chosen networks.
+
+    Limits are kept where the scale is the same. A filter on motion is left out where it is another: the published
+    scorers count in pixels, or in shares of the picture's size.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    if choice.motion == "raft":
+        changes |= {f"motion.{c}": {"score": f"raft.{c}"} for c in ("speed", "camera_speed", "subject_speed")}
+    if choice.text == "ppocr":
+        changes |= {f"text.{c}": {"score": f"ppocr.{c}"} for c in ("share", "lines", "subtitle_top", "other_share")}
+    if choice.overlay == "detector":
+        changes["overlay.strength"] = {"score": "watermark_detector.confidence", "at_most": 0.5}
+    other_scale = choice.motion in ("farneback", "h264")
+    left = [f for f in filters if not (other_scale and f.score.startswith("motion."))]
+    return tuple(f.model_copy(update=changes.get(f.score, {})) for f in left)
 
 
 def _dashed(option: str) -> str:
     return option.replace("_", "-")
-
-
-def _instead(plan: Plan, name: str, measure: Measure, scores: dict[str, str | None]) -> Plan:
-    """The plan with another measure in the place of the one called `name`. scores: what filters look at from now on;
-    a filter whose score has None there is left out."""
-    filters = [f.model_copy(update={"score": scores.get(f.score, f.score)}) for f in plan.filters]
-    return replace(
-        plan,
-        measures=tuple(measure if m.name == name else m for m in plan.measures),
-        filters=tuple(f for f in filters if f.score is not None),
-    )

@@ -22,8 +22,12 @@ FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processo
 
 @dataclass(frozen=True)
 class Preparation:
-    """size: (height, width) to resize to, or the length of the shorter side. crop: (height, width) of the middle that is
-    kept. resample: Pillow's number of the filter. factor: levels are multiplied by it. mean, std: taken off, divided by."""
+    """How a picture is prepared.
+
+    size: (height, width) to resize to, or the length of the shorter side. crop: (height, width) of the middle that is
+    kept. resample: Pillow's number of the filter. factor: what levels are multiplied by. mean, std: what is then taken
+    off, and what the rest is divided by.
+    """
 
     size: tuple[int, int] | int | None = None
     crop: tuple[int, int] | None = None

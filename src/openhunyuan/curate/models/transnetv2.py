@@ -7,7 +7,7 @@ that of the authors' PyTorch checkpoint, so that `transnetv2-pytorch-weights.pth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch

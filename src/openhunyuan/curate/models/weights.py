@@ -24,7 +24,7 @@ from openhunyuan.base.record import unknown
 from openhunyuan.base.tensorfile import StoredTensor, stored_pickle
 from openhunyuan.base.weights import load_safetensors
 from openhunyuan.curate.clip import file_sha256
-from openhunyuan.curate.stage import Stage
+from openhunyuan.curate.stage import Resources, Stage
 
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -46,8 +46,9 @@ class ModelStage(Stage):
         if not isinstance(values, dict) or values.get("sha256"):
             return values
         pick_device(values.get("device"))
-        paths = [Path(values[name]) for name in cls.path_fields() if values.get(name)]
-        return {**values, "sha256": weights_hash(paths)}
+        # Absolute, because a worker may have another working directory.
+        paths = {name: Path(values[name]).absolute() for name in cls.path_fields() if values.get(name)}
+        return {**values, **{n: str(p) for n, p in paths.items()}, "sha256": weights_hash(list(paths.values()))}
 
     @classmethod
     def path_fields(cls) -> tuple[str, ...]:
@@ -58,12 +59,16 @@ class ModelStage(Stage):
     def weights(self) -> str | None:
         return self.sha256
 
+    @property
+    def resources(self) -> Resources:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return Resources(gpus=int(self.place.type == "cuda"))
+
     def check(self) -> None:
         """Open the weights once, so that what is wrong with them is said before any footage is read."""
         self.load()
 
     def load(self) -> Any:
-        """The network with its weights, in eval mode, on the CPU. Raises UserError when they are not what they must be."""
+        """The network with its weights, in eval mode, on the CPU. Raises UserError when they are not its own."""
         raise NotImplementedError
 
     @property
@@ -113,6 +118,8 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".safetensors":
         found: Mapping[str, Any] = load_safetensors(path)
+    elif _starts(path) == b"\x80":
+        found = _old_pickle(path)
     else:
         found = stored_pickle(path)
         for inside in ("state_dict", "model", "module", "params"):
@@ -127,6 +134,21 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path} holds no tensors by name; give a file with the model's state.")
     return tensors
+
+
+def _starts(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
+
+
+def _old_pickle(path: Path) -> Any:
+    """What `torch.save` wrote before version 1.6; no code in it is run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle fails in many ways
+        raise UserError(
+            f"{path} cannot be read as a file of tensors alone ({_first_line(error)}); take the published file anew."
+        ) from None
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path | str, what: str) -> nn.Module:
