@@ -1,5 +1,6 @@
 """Towers from local folders: what a measure gives is what `transformers` gives for the same frames."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,8 @@ def test_other_weights_are_another_stage_and_a_moved_folder_is_not(tmp_path: Pat
     moved = Embedding(path=str(tmp_path / "b"), device="cpu", batch=3)
     assert (moved.key, moved.weights) == (one.key, one.weights)
     assert one.describe()["parameters"] == {"moments": 8}
+    sent = pickle.loads(pickle.dumps(moved))  # to a worker
+    assert (sent, sent.key, sent.device, sent.resources.gpus) == (moved, moved.key, "cpu", 0)
     (tmp_path / "b/preprocessor_config.json").write_text("{}")
     assert Embedding(path=str(tmp_path / "b")).key != one.key
 

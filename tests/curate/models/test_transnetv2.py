@@ -66,7 +66,7 @@ def test_every_frame_is_believed_once_from_the_middle_of_a_window(count: int) ->
     windows = _Windows(network, batch=2, threshold=0.5)  # type: ignore[arg-type]
     for level in levels:
         windows.add(np.full((30, 40, 3), level, np.uint8))
-    wanted = 1 / (1 + np.exp(-levels / 255.0))
+    wanted = 1 / (1 + np.exp(levels / -255.0))
     np.testing.assert_allclose(windows.chances(), wanted, atol=1e-6)
     assert all(len(frames) == 100 for frames in network.seen)
     # 25 frames before the first and behind the last are copies of them.

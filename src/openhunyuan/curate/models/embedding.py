@@ -89,6 +89,7 @@ class _NaFlex:
     def __init__(self, folder: str) -> None:
         from transformers import Siglip2ImageProcessorPil
 
+        Preparation.of(folder)  # says it when there is none
         self.processor = Siglip2ImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
     def __call__(self, frames: list[np.ndarray]) -> dict[str, Tensor]:
