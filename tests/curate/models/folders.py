@@ -98,7 +98,8 @@ def detector(folder: Path, names: dict[int, str]) -> Path:
         encoder_attention_heads=2, decoder_attention_heads=2, num_queries=12, num_denoising=0, id2label=names,
         label2id={name: number for number, name in names.items()}, hidden_expansion=0.5,
         backbone_config={
-            "model_type": "hgnet_v2", "stem_channels": [3, 8, 8], "stage_in_channels": [8, 16, 32, 48],
+            "model_type": "hgnet_v2", "hidden_sizes": [16, 32, 48, 64], "stem_channels": [3, 8, 8],
+            "stage_in_channels": [8, 16, 32, 48],
             "stage_mid_channels": [8, 8, 16, 16], "stage_out_channels": [16, 32, 48, 64], "out_indices": [2, 3, 4],
             "stage_num_blocks": [1, 1, 1, 1], "stage_numb_of_layers": [1, 1, 1, 1],
         },

@@ -53,7 +53,7 @@ def test_video_towers_see_all_frames_at_once(tmp_path: Path, make) -> None:
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         if make is folders.videoprism:
-            features = model.get_video_features(pixel_values_videos=pixels).pooler_output[0]
+            features = model.get_video_features(pixel_values_videos=pixels).pooler_output[0, 0]
         elif make is folders.vjepa2:
             features = model.get_vision_features(pixels).mean(dim=1)[0]
         else:

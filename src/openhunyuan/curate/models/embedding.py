@@ -76,8 +76,7 @@ class Tower(nn.Module):
         """[1, T, 3, H, W] → [1, D]"""
         network: Any = self.network
         if self.kind == "videoprism":
-            features = network.get_video_features(pixel_values_videos=pixels)
-            return features if isinstance(features, Tensor) else features.pooler_output
+            return network.get_video_features(pixel_values_videos=pixels).pooler_output.flatten(1)  # [1, 1, D]
         if self.kind == "vjepa2":
             return network(pixel_values_videos=pixels, skip_predictor=True).last_hidden_state.mean(dim=1)
         return network(pixel_values=pixels).last_hidden_state.mean(dim=1)
