@@ -122,3 +122,19 @@ def test_thresholds_by_text() -> None:
     for text in ("motion.speed", "motion.speed>2", "motion.speed>=fast", "motion.sped>=1"):
         with pytest.raises(UserError):
             with_threshold((MOVING,), text, (Motion(),))
+
+
+def test_duplicates_and_groups_by_embeddings() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 32))
+    x = np.stack([x[0], x[0] + 0.1 * x[2], x[1], x[1] + 0.1 * x[0]])
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    clips = [make_clip(i, width=256 + i) for i in range(4)]
+    found = {c.id: {"embedding": {"vector": v.tolist()}} for c, v in zip(clips, x, strict=True)}
+    plan = Duplicates(by="embedding", cosine=0.97), Concepts(by="embedding", count=2)
+    result = decide(clips, found, {}, (), None, *plan).clips
+    assert [c.duplicate_of for c in result] == [clips[1].id, None, clips[3].id, None]  # the wider one is kept
+    assert sorted(c.concept for c in result if not c.dropped) == [0, 1]
+    assert not decide(clips, found, {}, (), None, Duplicates(by="embedding", cosine=0.9999), None).clips[0].dropped
+    # Where the measure was not run, clips are left as they are.
+    assert not any(c.dropped or c.concept for c in decide(clips, {}, {}, (), None, *plan).clips)

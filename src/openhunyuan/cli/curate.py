@@ -14,6 +14,7 @@ from openhunyuan.base.log import console
 from openhunyuan.base.record import Record, unknown
 from openhunyuan.cli.parse import parse
 from openhunyuan.cli.progress import step_bar
+from openhunyuan.curate.models.choice import Choice, with_networks
 
 if TYPE_CHECKING:
     from openhunyuan.curate.decide import Filter
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 PROG = "openhunyuan curate"
 
 
-class CurateOptions(Record):
+class CurateOptions(Choice):
     """Split footage into shots, measure them, drop what a threshold refuses, cut the rest out.
 
     Started again it goes on where it stopped; with other thresholds it decides anew from the stored scores. The
@@ -54,10 +55,6 @@ class CurateOptions(Record):
     )
     images: Literal["none", "files", "frames", "both"] = Field(
         "none", description="Take image files, single frames of the videos, or both, as images."
-    )
-    motion: Literal["dis", "farneback", "h264"] = Field(
-        "dis",
-        description="How motion is scored; the scales differ, so farneback and h264 need a --threshold of their own.",
     )
     min_seconds: float = Field(0.6, description="Shortest shot.")
     max_seconds: float = Field(20.0, description="Longer shots are cut into equal pieces no longer than this.")
@@ -166,25 +163,18 @@ def _plan(options: CurateOptions) -> Plan:
     from openhunyuan.base.errors import UserError
     from openhunyuan.curate.decide import with_threshold
     from openhunyuan.curate.ladder import YIELD
-    from openhunyuan.curate.measures.motion import Motion
     from openhunyuan.curate.split import Split
     from openhunyuan.recipes.curate import LADDER_PLAN, PLAN
 
     if options.allow_proxy and options.ladder == "none":
         raise UserError("--allow-proxy says what sets may rest on; it needs --ladder absolute or --ladder calibrated.")
     plan = PLAN if options.ladder == "none" else LADDER_PLAN
-    ladder = plan.ladder
+    lengths = {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
+    plan = with_networks(replace(plan, split=Split(**{**plan.split.model_dump(), **lengths})), options)
+    filters, measures, ladder = plan.filters, plan.measures, plan.ladder
     if ladder:
         allowed = tuple(n.strip() for text in options.allow_proxy for n in text.split(",") if n.strip())
         ladder = ladder.model_copy(update={"calibrated": options.ladder == "calibrated", "allow_proxy": allowed})
-    measures = tuple(Motion(method=options.motion) if m.name == "motion" else m for m in plan.measures)
-
-    def left(filters: Sequence[Filter]) -> tuple[Filter, ...]:
-        # The published scores have other scales: the threshold for one would be nonsense for another.
-        return tuple(f for f in filters if f.score != "motion.speed" or options.motion == "dis")
-
-    filters = left(plan.filters)
-    ladder = ladder and ladder.changed(left)
     for text in options.threshold:
         name, colon, rest = text.partition(":")
         if not colon:
@@ -203,11 +193,8 @@ def _plan(options: CurateOptions) -> Plan:
     def with_out(filters: Sequence[Filter]) -> tuple[Filter, ...]:
         return tuple(f for f in filters if f.name not in options.without)
 
-    lengths = {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
     return replace(
         plan,
-        split=Split(**{**plan.split.model_dump(), **lengths}),
-        measures=measures,
         filters=with_out(filters),
         duplicates=None if "duplicate" in options.without else plan.duplicates,
         ladder=ladder and ladder.changed(with_out),

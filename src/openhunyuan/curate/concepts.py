@@ -1,10 +1,13 @@
 """Concepts: spherical k-means over what clips look like, and weights that make rare looks less rare.
 
-The report clusters embeddings of a video model into about 10,000 concepts and resamples by them. Here the vectors are
-those of `measures.fingerprint`, which know colours and edges only: the groups are looks, not subjects.
+The report clusters embeddings of a video model into about 10,000 concepts and resamples by them. By default the vectors
+are those of `measures.fingerprint`, which know colours and edges only: the groups are looks, not subjects. With
+`models.embedding` they are what a published tower makes of the clips.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +18,9 @@ from openhunyuan.base.record import Record
 class Concepts(Record):
     """How clips are grouped and weighted."""
 
+    by: Literal["fingerprint", "embedding"] = Field(
+        default="fingerprint", description="The measure whose rows are used."
+    )
     count: int = Field(default=0, ge=0, description="Groups; 0: the square root of the number of clips.")
     alpha: float = Field(default=0.5, ge=0, le=1, description="A clip weighs (size of its group) ** -alpha.")
     rounds: int = Field(default=30, ge=1, description="Most rounds of k-means.")

@@ -68,6 +68,7 @@ class Crop(Record):
 
     border: bool = Field(default=True, description="Crop black bars away.")
     subtitles: bool = Field(default=True, description="Crop subtitles away.")
+    text: str = Field(default="text", description="The measure that says where they are.")
     keep: float = Field(default=0.8, gt=0, le=1, description="Least part of the picture that a subtitle crop leaves.")
     margin: float = Field(default=0.012, ge=0, description="Distance from the text, as a share of the height.")
     drops: bool = Field(default=True, description="Drop clips whose subtitles take more; else they stay uncropped.")
@@ -96,7 +97,8 @@ def decide(
     """Decisions for clips that the split left (dropped ones pass through).
 
     rows: clip id → measure → row. errors: clip id → why a measure has none. Crop, duplicates and concepts need the
-    rows of `border`, `text`, `fingerprint`; where a measure was not run, they leave the clip as it is.
+    rows of `border`, `text`, `fingerprint`, or of what they name instead; where a measure was not run, they leave the
+    clip as it is.
     """
     result = []
     for clip in clips:
@@ -159,7 +161,7 @@ def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int
     border = rows.get("border")
     if crop.border and border is not None and border["share"] > 0:
         box = crop_pixels(border["box"], clip.width, clip.height)
-    text = rows.get("text")
+    text = rows.get(crop.text)
     if not crop.subtitles or text is None or text["subtitle_top"] >= 1.0:
         return box, 1.0
     bottom = min(box[3], int(np.floor((text["subtitle_top"] - crop.margin) * clip.height)))
@@ -177,15 +179,18 @@ def better_copies(
 ) -> dict[str, str]:
     """Clip → the better clip that it is a duplicate of. Videos are compared with videos, images with images.
 
-    Clips without a fingerprint are not compared. first: what makes a clip better before all else (larger is better).
+    Clips without a row of what is compared are left alone. first: what makes a clip better before all else (larger is
+    better).
     """
+
+    def seen(row: Mapping[str, Any]) -> np.ndarray:
+        return np.asarray(row["vector"], np.float32) if config.by == "embedding" else thumbs_of(dict(row))
+
     found: dict[str, str] = {}
-    compared = [clip for clip in clips if "fingerprint" in rows.get(clip.id, {})]
+    compared = [clip for clip in clips if config.by in rows.get(clip.id, {})]
     for kind in ("video", "image"):
         candidates = [
-            Candidate(
-                clip.id, thumbs_of(dict(rows[clip.id]["fingerprint"])), (*(first or {}).get(clip.id, ()), *_worth(clip))
-            )
+            Candidate(clip.id, seen(rows[clip.id][config.by]), (*(first or {}).get(clip.id, ()), *_worth(clip)))
             for clip in compared
             if clip.kind == kind
         ]
@@ -197,7 +202,7 @@ def _without_duplicates(clips: list[Clip], rows: Mapping[str, Rows], config: Dup
     better = better_copies((clip for clip in clips if not clip.dropped), rows, config)
     result = []
     for clip in clips:
-        if not clip.dropped and "fingerprint" in rows.get(clip.id, {}):
+        if not clip.dropped and config.by in rows.get(clip.id, {}):
             passed = clip.id not in better
             decision = Decision(
                 filter=DUPLICATE, score="duplicate", value=float(not passed), allowed="none better", passed=passed
@@ -216,7 +221,7 @@ def _worth(clip: Clip) -> tuple[float, ...]:
     left, top, right, bottom = clip.crop or whole(clip.width, clip.height)
     return (
         float((right - left) * (bottom - top)),
-        -clip.scores.get("text.share", 0.0),
+        -max(clip.scores.get("text.share", 0.0), clip.scores.get("ppocr.share", 0.0)),
         -round(clip.scores.get("clarity.edge_width", 0.0), 1),
         clip.scores.get("clip.seconds", 0.0),
     )
@@ -225,10 +230,11 @@ def _worth(clip: Clip) -> tuple[float, ...]:
 def with_concepts(clips: list[Clip], rows: Mapping[str, Rows], config: Concepts) -> list[Clip]:
     """The kept clips with their concept and weight; videos and images are grouped apart."""
     found: dict[str, dict[str, Any]] = {}
+    column = "vector" if config.by == "embedding" else "appearance"
     for kind in ("video", "image"):
-        chosen = [c for c in clips if c.kind == kind and not c.dropped and "fingerprint" in rows.get(c.id, {})]
+        chosen = [c for c in clips if c.kind == kind and not c.dropped and config.by in rows.get(c.id, {})]
         if chosen:
-            vectors = np.asarray([rows[c.id]["fingerprint"]["appearance"] for c in chosen], dtype=np.float64)
+            vectors = np.asarray([rows[c.id][config.by][column] for c in chosen], dtype=np.float64)
             groups, weights = cluster(vectors, config)
             for clip, group, weight in zip(chosen, groups, weights, strict=True):
                 found[clip.id] = {"concept": int(group), "weight": round(float(weight), 6)}

@@ -1,7 +1,9 @@
-"""Near-duplicates: clips that show the same thing, found by their fingerprints; of each group the best is kept.
+"""Near-duplicates: clips that show the same thing, found by their fingerprints or by embeddings; of each group the best
+is kept.
 
-Two clips are duplicates when what they look like and what happens in them agree, whichever of them was re-encoded,
-cropped a little, brightened, mirrored or given subtitles:
+By embeddings, two clips are duplicates when the cosine of their vectors is large. By fingerprints, when what they look
+like and what happens in them agree, whichever of them was re-encoded, cropped a little, brightened, mirrored or given
+subtitles:
 
 - look: the mean thumbnails differ little, where the worst quarter of the picture (a caption, a logo) does not count;
 - event: the thumbnails' changes over time are correlated. The comparison tries a mirrored picture, a picture cropped
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -37,7 +40,12 @@ _SHIFTS = tuple(product((-0.8, -0.4, 0.0, 0.4, 0.8), repeat=2))  # moments by wh
 
 
 class Duplicates(Record):
-    """Thresholds of the comparison."""
+    """What is compared, and thresholds of the comparison."""
+
+    by: Literal["fingerprint", "embedding"] = Field(
+        default="fingerprint", description="The measure whose rows are used."
+    )
+    cosine: float = Field(default=0.97, gt=0, le=1, description="Smallest cosine of two embeddings of the same.")
 
     look: float = Field(default=4.0, gt=0, description="Largest distance (Lab) of mean pictures, worst quarter out.")
     event: float = Field(default=0.95, gt=0, le=1, description="Smallest correlation of the changes over time.")
@@ -47,8 +55,8 @@ class Duplicates(Record):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A clip to compare: thumbs float32 [M, S, S, 3] in Lab, and what makes it better than its duplicates (larger is
-    better; the first of equals is kept)."""
+    """A clip to compare: thumbs float32 [M, S, S, 3] in Lab (compared by embeddings: its vector [D]), and what makes it
+    better than its duplicates (larger is better; the first of equals is kept)."""
 
     id: str
     thumbs: np.ndarray
@@ -57,27 +65,59 @@ class Candidate:
 
 def duplicates_of(candidates: Sequence[Candidate], config: Duplicates) -> dict[str, str]:
     """Clip → the better clip that it is a duplicate of. Groups are connected: a duplicate's duplicate belongs too."""
-    parent = list(range(len(candidates)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    seen = [described(candidate) for candidate in candidates]
-    for i, j in near_pairs([d.mean for d in seen], NEAR):
-        a, b = root(i), root(j)
-        if a != b and same(seen[i], seen[j], config):
-            parent[max(a, b)] = min(a, b)
-    groups: dict[int, list[int]] = {}
-    for i in range(len(candidates)):
-        groups.setdefault(root(i), []).append(i)
+    groups = _Groups(len(candidates))
+    if config.by == "embedding":
+        for i, j in alike_pairs([candidate.thumbs for candidate in candidates], config.cosine):
+            groups.join(i, j)
+    else:
+        seen = [described(candidate) for candidate in candidates]
+        for i, j in near_pairs([d.mean for d in seen], NEAR):
+            if not groups.joined(i, j) and same(seen[i], seen[j], config):
+                groups.join(i, j)
     kept = {}
-    for members in groups.values():
+    for members in groups.members():
         best = max(members, key=lambda i: (candidates[i].worth, -i))
         kept.update({candidates[i].id: candidates[best].id for i in members if i != best})
     return kept
+
+
+class _Groups:
+    """Connected groups of numbers."""
+
+    def __init__(self, count: int) -> None:
+        self.parent = list(range(count))
+
+    def _root(self, i: int) -> int:
+        while self.parent[i] != i:
+            self.parent[i] = self.parent[self.parent[i]]
+            i = self.parent[i]
+        return i
+
+    def joined(self, i: int, j: int) -> bool:
+        return self._root(i) == self._root(j)
+
+    def join(self, i: int, j: int) -> None:
+        a, b = self._root(i), self._root(j)
+        self.parent[max(a, b)] = min(a, b)
+
+    def members(self) -> list[list[int]]:
+        groups: dict[int, list[int]] = {}
+        for i in range(len(self.parent)):
+            groups.setdefault(self._root(i), []).append(i)
+        return list(groups.values())
+
+
+def alike_pairs(vectors: Sequence[np.ndarray], cosine: float) -> list[tuple[int, int]]:
+    """Pairs i < j of unit vectors [D] whose cosine is at least `cosine`."""
+    if len(vectors) < 2:
+        return []
+    x = np.stack(vectors).astype(np.float32)
+    pairs = []
+    for start in range(0, len(x), _BLOCK):
+        for i, j in zip(*np.nonzero(x[start : start + _BLOCK] @ x.T >= cosine - 1e-6), strict=True):
+            if start + i < j:
+                pairs.append((int(start + i), int(j)))
+    return pairs
 
 
 def near_pairs(means: Sequence[np.ndarray], limit: float) -> list[tuple[int, int]]:

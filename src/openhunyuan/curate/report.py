@@ -511,8 +511,12 @@ def _looks(all_: _Data) -> list[str]:
             lines.append(f"<p class='muted'>and {len(groups) - GROUPS} smaller ones</p>")
     if not lines:
         return []
-    about = "Concepts by colours and edges, not by meaning; a clip's weight makes rare looks less rare in training."
-    return ["<h2>Looks</h2>", f"<p class='muted'>{about}</p>", *lines]
+    by = (all_.about.get("concepts") or {}).get("by")
+    title, words = (
+        ("Concepts", "By embeddings") if by == "embedding" else ("Looks", "By colours and edges, not meaning")
+    )
+    about = f"{words}; a clip's weight makes what is rare less rare in training."
+    return [f"<h2>{title}</h2>", f"<p class='muted'>{about}</p>", *lines]
 
 
 # -------------------------------------------------------------------------------------------------------------- people
@@ -610,8 +614,14 @@ def _quarantine(failures: Sequence[dict[str, Any]]) -> list[str]:
 def _run(all_: _Data) -> list[str]:
     about = all_.about
     stages = [f"<code>{escape(s['name'])}</code> {escape(s['key'])}" for s in about.get("stages", [])]
+    models = [
+        f"<li><code>{escape(s['name'])}</code>: weights {escape(s['weights'][:16])}</li>"
+        for s in about.get("stages", [])
+        if s.get("weights")
+    ]
     proxies = [f"<li><code>{escape(k)}</code>: {escape(v)}</li>" for k, v in about.get("proxies", {}).items()]
     lines = ["<h2>What was run</h2>", f"<p>{', '.join(stages)}</p>"] if stages else []
+    lines += ["<p>These stages ran a published network:</p><ul>", *models, "</ul>"] if models else []
     lines += ["<p>These scores stand in for models:</p><ul>", *proxies, "</ul>"] if proxies else []
     ladder = about.get("ladder")
     if ladder:

@@ -160,6 +160,8 @@ def curate(
     written before).
     """
     raw, data = Path(raw), Path(data)
+    for stage in (plan.split, *plan.measures):
+        stage.check()
     failures: list[Failure] = []
     images = plan.images in ("files", "both")
     videos = find_videos(raw, lambda path, why: failures.append(Failure(path, "find", why)), images)

@@ -14,7 +14,9 @@ Frames inside a gradual transition, and black frames, belong to no clip.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +42,28 @@ WHOLE = 0.9
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Boundaries:
+    """Where the shots of a video of `count` frames end: frames that begin a new shot by a hard cut, and half-open spans
+    of frames that belong to no shot."""
+
+    count: int
+    cuts: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+class Detector(ABC):
+    """One more look for boundaries in the same pass of frames."""
+
+    @abstractmethod
+    def add(self, picture: np.ndarray) -> None:
+        """See a frame, uint8 [h, w, 3], longer side at most `ANALYSIS_SIDE`; frames come in order."""
+
+    @abstractmethod
+    def combine(self, boundaries: Boundaries) -> Boundaries:
+        """What the default detectors found, with what this one found."""
+
+
 class Split(Stage):
     """Thresholds of the shot split."""
 
@@ -62,6 +86,10 @@ class Split(Stage):
     fade_seconds: float = Field(
         default=0.25, gt=0, description="Length of the window in which a gradual transition is looked for."
     )
+
+    def detector(self) -> Detector | None:
+        """A further detector for one video."""
+        return None
 
 
 class Span(Record):
@@ -93,11 +121,15 @@ def find_shots(path: Path | str, config: Split | None = None) -> Shots:
     with Footage(path) as footage:
         media, time_base, rate = footage.media, footage.time_base, Fraction(footage.media.rate)
         pts: list[int | None] = []
+        detector = config.detector()
 
         def pictures() -> Iterable[np.ndarray]:
             for frame in footage.frames():
                 pts.append(frame.pts)
-                yield frame.rgb(ANALYSIS_SIDE)
+                picture = frame.rgb(ANALYSIS_SIDE)
+                if detector:
+                    detector.add(picture)
+                yield picture
 
         cuts, thumbs = _scan(pictures(), float(rate), config)
         if len(pts) < WHOLE * footage.promised:
@@ -106,7 +138,10 @@ def find_shots(path: Path | str, config: Split | None = None) -> Shots:
         if promised is not None and there < WHOLE * promised:
             raise UserError(f"{path} is cut off: {float(there):.2f} of its {float(promised):.2f} s can be decoded.")
     window = max(4, 2 * round(config.fade_seconds * float(rate) / 2))
-    shots = shots_between(len(thumbs), cuts, gradual_spans(thumbs, window))
+    found = Boundaries(len(thumbs), tuple(cuts), tuple(gradual_spans(thumbs, window)))
+    if detector:
+        found = detector.combine(found)
+    shots = shots_between(found.count, found.cuts, found.spans)
     step = round(1 / rate / time_base)
     ends: list[int | None] = [*pts, None if pts[-1] is None else pts[-1] + step]
     spans = [

@@ -48,6 +48,9 @@ class Stage(Record):
         """Hash of the stage's weights; None where it has none."""
         return None
 
+    def check(self) -> None:
+        """Raise UserError when the stage cannot run, before anything is read; stages with weights open them."""
+
     def describe(self) -> dict[str, Any]:
         """Everything that the key is made of."""
         return {

@@ -1,11 +1,14 @@
 """Each measure on pictures whose answer is known, and on pictures that must not fool it."""
 
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from openhunyuan.base.video import write_video
+from openhunyuan.curate.analyse import AnalyseJob, Work, analyse
 from openhunyuan.curate.measures.border import Border
 from openhunyuan.curate.measures.clarity import Clarity, edge_width
 from openhunyuan.curate.measures.clear_start import ClearStart
@@ -192,6 +195,17 @@ def test_speed_does_not_depend_on_the_frame_rate() -> None:
 def test_the_published_scorer_measures_pixels_in_half_a_second() -> None:
     row = measured(Motion(method="farneback"), moving(10, 49, step=0.25))
     assert row["speed"] == pytest.approx(0.25 * 12, rel=0.15)
+
+
+def test_the_codecs_own_vectors_grow_with_speed(tmp_path: Path) -> None:
+    lengths = []
+    for step in (0.0, 1.0, 3.0):
+        write_video(tmp_path / f"{step}.mp4", moving(10, 25, step), 24.0)
+        work = Work(ClipSpan("x", 0, 25, 24.0), (Motion(method="h264"),))
+        ((_, outcome),) = analyse(AnalyseJob(str(tmp_path / f"{step}.mp4"), (work,)))
+        assert outcome.rows[0]["slowest_patch"] <= outcome.rows[0]["speed"] + 1e-9
+        lengths.append(outcome.rows[0]["speed"] * (HEIGHT + WIDTH))
+    assert lengths[0] < 0.1 < 0.5 < lengths[1] < lengths[2]
 
 
 def test_motion_vectors_are_painted_over_their_blocks() -> None:

@@ -67,30 +67,35 @@ class _Dis(Reader):
         if min(now.shape) < 16:
             return
         if self.before is not None:
-            self.pairs.append(self._pair(self.before, now))
+            self.pairs.append(speeds(self.flow.calc(self.before, now, None), self.seconds))
         self.before = now
 
-    def _pair(self, before: np.ndarray, now: np.ndarray) -> tuple[float, float, float]:
-        """(camera speed, subject speed, moving share) from one sample to the next."""
-        field = self.flow.calc(before, now, None)
-        camera = camera_flow(field)
-        scale = 100.0 / float(np.hypot(*now.shape)) / self.seconds
-        rest = np.linalg.norm(field - camera, axis=2) * scale
-        moved = float(np.linalg.norm(camera, axis=2).mean()) * scale
-        return moved, float(np.quantile(rest, 0.99)), float((rest > 0.5).mean())
-
     def finish(self) -> dict[str, Any]:
-        if not self.pairs:
-            return {"speed": None, "camera_speed": None, "subject_speed": None, "moving_share": None, "speed_p90": None}
-        camera, subject, share = np.asarray(self.pairs).T
-        fastest = np.maximum(camera, subject)
-        return {
-            "speed": float(np.median(fastest)),
-            "camera_speed": float(np.median(camera)),
-            "subject_speed": float(np.median(subject)),
-            "moving_share": float(np.median(share)),
-            "speed_p90": float(np.quantile(fastest, 0.9)),
-        }
+        return speed_row(self.pairs)
+
+
+def speeds(field: np.ndarray, seconds: float) -> tuple[float, float, float]:
+    """(camera speed, subject speed, moving share) of the flow [h, w, 2] from one sample to the next, so much later."""
+    camera = camera_flow(field)
+    scale = 100.0 / float(np.hypot(*field.shape[:2])) / seconds
+    rest = np.linalg.norm(field - camera, axis=2) * scale
+    moved = float(np.linalg.norm(camera, axis=2).mean()) * scale
+    return moved, float(np.quantile(rest, 0.99)), float((rest > 0.5).mean())
+
+
+def speed_row(pairs: list[tuple[float, float, float]]) -> dict[str, Any]:
+    """A clip's row from the `speeds` of all its pairs of samples."""
+    if not pairs:
+        return {"speed": None, "camera_speed": None, "subject_speed": None, "moving_share": None, "speed_p90": None}
+    camera, subject, share = np.asarray(pairs).T
+    fastest = np.maximum(camera, subject)
+    return {
+        "speed": float(np.median(fastest)),
+        "camera_speed": float(np.median(camera)),
+        "subject_speed": float(np.median(subject)),
+        "moving_share": float(np.median(share)),
+        "speed_p90": float(np.quantile(fastest, 0.9)),
+    }
 
 
 def camera_flow(field: np.ndarray, rounds: int = 8) -> np.ndarray:

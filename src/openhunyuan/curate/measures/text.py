@@ -46,7 +46,7 @@ class _Reader(Reader):
     def __init__(self, stage: Text) -> None:
         self.stage = stage
         self.recent: list[np.ndarray] = []
-        self.found: list[list[tuple[float, float, float, float]]] = []
+        self.found: list[list[Box]] = []
 
     def add(self, view: View) -> None:
         if not view.sample:
@@ -68,21 +68,30 @@ class _Reader(Reader):
         if self.recent and (len(self.recent) >= WINDOW // 2 or not self.found):
             self._look()
 
-        def area(boxes: list[tuple[float, float, float, float]]) -> float:
-            return sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+        return text_row(self.found, self.stage.subtitle_from)
 
-        def is_subtitle(box: tuple[float, float, float, float]) -> bool:
-            return box[1] >= self.stage.subtitle_from and abs(box[0] + box[2] - 1.0) <= 0.3
 
-        subtitles = [box for boxes in self.found for box in boxes if is_subtitle(box)]
-        every = [box for boxes in self.found for box in boxes]
-        return {
-            "share": max((area(boxes) for boxes in self.found), default=0.0),
-            "lines": float(max((len(boxes) for boxes in self.found), default=0)),
-            "subtitle_top": min((box[1] for box in subtitles), default=1.0),
-            "other_share": max((area([b for b in boxes if not is_subtitle(b)]) for boxes in self.found), default=0.0),
-            "boxes": [value for box in every for value in box],
-        }
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, as shares of width and height."""
+
+
+def text_row(found: list[list[Box]], subtitle_from: float) -> dict[str, Any]:
+    """A clip's row from the boxes of lines that were seen at each look."""
+
+    def area(boxes: list[Box]) -> float:
+        return sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+
+    def is_subtitle(box: Box) -> bool:
+        return box[1] >= subtitle_from and abs(box[0] + box[2] - 1.0) <= 0.3
+
+    every = [box for boxes in found for box in boxes]
+    return {
+        "share": max((area(boxes) for boxes in found), default=0.0),
+        "lines": float(max((len(boxes) for boxes in found), default=0)),
+        "subtitle_top": min((box[1] for box in every if is_subtitle(box)), default=1.0),
+        "other_share": max((area([b for b in boxes if not is_subtitle(b)]) for boxes in found), default=0.0),
+        "boxes": [value for box in every for value in box],
+    }
 
 
 def text_lines(across: np.ndarray, strength: np.ndarray, stage: Text) -> list[Blob]:

@@ -1,0 +1,149 @@
+"""Which published networks a curation runs, chosen by name; and the plan with them in it.
+
+A network's measure stands beside or in the place of a default one, under its own name: its scores are never mixed with
+those of a proxy in one column, and thresholds name what they are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from openhunyuan.base.errors import UserError
+from openhunyuan.base.record import Record
+
+if TYPE_CHECKING:
+    from openhunyuan.curate.decide import Filter
+    from openhunyuan.curate.measures.measure import Measure
+    from openhunyuan.curate.run import Plan
+
+
+class Choice(Record):
+    """Networks by name, each with its weights. Nothing is downloaded."""
+
+    shots: Literal["pyscenedetect", "transnetv2"] = Field(
+        "pyscenedetect", description="Shot detector; transnetv2 is combined with the default one."
+    )
+    transnetv2_weights: str | None = Field(None, description="transnetv2-pytorch-weights.pth of the authors.")
+    motion: Literal["dis", "farneback", "h264", "raft"] = Field(
+        "dis",
+        description="How motion is scored; the scales of farneback and h264 need a --threshold of their own.",
+    )
+    raft_weights: str | None = Field(None, description="raft_large_*.pth or raft_small_*.pth of torchvision.")
+    text: Literal["strokes", "ppocr"] = Field("strokes", description="What finds text and subtitles.")
+    ppocr_weights: str | None = Field(None, description="Folder of a PP-OCRv5 or v6 text detector for transformers.")
+    overlay: Literal["lasting", "detector"] = Field("lasting", description="What finds watermarks and logos.")
+    detector_weights: str | None = Field(
+        None, description="Folder of a D-FINE or RT-DETR detector with classes called watermark or logo."
+    )
+    embedding: Literal["fingerprint", "tower"] = Field(
+        "fingerprint", description="What near-duplicates and concepts are found by."
+    )
+    tower_weights: str | None = Field(
+        None, description="Folder of CLIP, SigLIP, SigLIP 2, VideoMAE, V-JEPA 2 or VideoPrism for transformers."
+    )
+    aesthetic: Literal["none", "laion"] = Field("none", description="Score clip_aesthetic.aesthetic: CLIP and a head.")
+    laion_clip: str | None = Field(None, description="Folder of CLIP ViT-L/14 for transformers.")
+    laion_head: str | None = Field(None, description="sac+logos+ava1-l14-linearMSE.pth or the like, or .safetensors.")
+    quality: Literal["statistics", "dover"] = Field(
+        "statistics", description="dover adds the scores dover.technical, dover.aesthetic and dover.overall."
+    )
+    dover_weights: str | None = Field(None, description="DOVER.pth or DOVER-Mobile.pth (no commercial use).")
+    device: str = Field("auto", description="Where networks run: cpu, cuda, cuda:N, mps or auto.")
+    batch: int = Field(8, ge=1, description="Pictures that go through a network at once.")
+
+
+NEEDED = {
+    ("shots", "transnetv2"): ("transnetv2_weights",),
+    ("motion", "raft"): ("raft_weights",),
+    ("text", "ppocr"): ("ppocr_weights",),
+    ("overlay", "detector"): ("detector_weights",),
+    ("embedding", "tower"): ("tower_weights",),
+    ("aesthetic", "laion"): ("laion_clip", "laion_head"),
+    ("quality", "dover"): ("dover_weights",),
+}
+
+
+def with_networks(plan: Plan, choice: Choice) -> Plan:
+    """The plan with the chosen networks. Raises UserError where weights are missing, or given and not asked for."""
+    for (field, name), weights in NEEDED.items():
+        chosen = getattr(choice, field) == name
+        for option in weights:
+            given = getattr(choice, option)
+            if chosen and not given:
+                raise UserError(f"--{field} {name} needs --{_dashed(option)}; nothing is downloaded.")
+            if given and not chosen:
+                raise UserError(f"--{_dashed(option)} does nothing without --{field} {name}.")
+    where: Any = {"device": choice.device, "batch": choice.batch}
+    if choice.shots == "transnetv2":
+        from openhunyuan.curate.models.transnetv2 import TransNetV2Split
+
+        plan = replace(plan, split=TransNetV2Split(path=choice.transnetv2_weights, **where, **plan.split.model_dump()))
+    instead: dict[str, Measure] = {}
+    beside: list[Measure] = []
+    if choice.motion == "raft":
+        from openhunyuan.curate.models.raft import Raft
+
+        instead["motion"] = Raft(path=choice.raft_weights, **where)
+    elif choice.motion != "dis":
+        from openhunyuan.curate.measures.motion import Motion
+
+        instead["motion"] = Motion(method=choice.motion)
+    if choice.text == "ppocr":
+        from openhunyuan.curate.models.ppocr import PPOcr
+
+        instead["text"] = PPOcr(path=choice.ppocr_weights, **where)
+        plan = replace(plan, crop=plan.crop and plan.crop.model_copy(update={"text": "ppocr"}))
+    if choice.overlay == "detector":
+        from openhunyuan.curate.models.detector import WatermarkDetector
+
+        instead["overlay"] = WatermarkDetector(path=choice.detector_weights, **where)
+    if choice.embedding == "tower":
+        from openhunyuan.curate.models.embedding import Embedding
+
+        beside.append(Embedding(path=choice.tower_weights, **where))
+        plan = replace(
+            plan,
+            duplicates=plan.duplicates and plan.duplicates.model_copy(update={"by": "embedding"}),
+            concepts=plan.concepts and plan.concepts.model_copy(update={"by": "embedding"}),
+        )
+    if choice.aesthetic == "laion":
+        from openhunyuan.curate.models.aesthetic import ClipAesthetic
+
+        beside.append(ClipAesthetic(path=choice.laion_clip, head=choice.laion_head, **where))
+    if choice.quality == "dover":
+        from openhunyuan.curate.models.dover import Dover
+
+        beside.append(Dover(path=choice.dover_weights, **where))
+    measures = (*(instead.get(measure.name, measure) for measure in plan.measures), *beside)
+
+    def changed(filters: Sequence[Filter]) -> tuple[Filter, ...]:
+        return with_scores(filters, choice)
+
+    ladder = plan.ladder and plan.ladder.changed(changed)
+    return replace(plan, measures=measures, filters=changed(plan.filters), ladder=ladder)
+
+
+def with_scores(filters: Sequence[Filter], choice: Choice) -> tuple[Filter, ...]:
+    """The filters as they look at the scores of the chosen networks.
+
+    Limits are kept where the scale is the same. A filter on motion is left out where it is another: the published
+    scorers count in pixels, or in shares of the picture's size.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    if choice.motion == "raft":
+        changes |= {f"motion.{c}": {"score": f"raft.{c}"} for c in ("speed", "camera_speed", "subject_speed")}
+    if choice.text == "ppocr":
+        changes |= {f"text.{c}": {"score": f"ppocr.{c}"} for c in ("share", "lines", "subtitle_top", "other_share")}
+    if choice.overlay == "detector":
+        changes["overlay.strength"] = {"score": "watermark_detector.confidence", "at_most": 0.5}
+    other_scale = choice.motion in ("farneback", "h264")
+    left = [f for f in filters if not (other_scale and f.score.startswith("motion."))]
+    return tuple(f.model_copy(update=changes.get(f.score, {})) for f in left)
+
+
+def _dashed(option: str) -> str:
+    return option.replace("_", "-")
