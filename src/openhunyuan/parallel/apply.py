@@ -93,12 +93,13 @@ def apply(module: nn.Module, layout: Layout, mesh: DeviceMesh | None) -> None:
 
         for unit in units:
             checkpoint(unit)
-    data = [name for name in (mesh.mesh_dim_names or () if mesh else ()) if name in ("replicate", "shard")]
+    data = tuple(name for name in ("replicate", "shard") if mesh is not None and name in (mesh.mesh_dim_names or ()))
     if mesh is not None and data:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
+        with_other_data = mesh[data]
         for unit in (*units, module):
-            fully_shard(unit, mesh=mesh[tuple(data)])
+            fully_shard(unit, mesh=with_other_data)
         for unit in (*units, module):
             assert isinstance(unit, FSDPModule)
             # Added, not averaged: every loss is already weighted by its share of the whole batch.
