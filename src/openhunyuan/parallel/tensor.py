@@ -128,6 +128,7 @@ def split_tensors(module: nn.Module, mesh: DeviceMesh, sequence: bool = True) ->
 
 def _split_block(block: nn.Module, config: DiTConfig, group: _Group, tokens: _Tokens | None) -> None:
     """Tell the layers of a block what they hold; ``tokens``: those of its image stream, or of its only one."""
+    assert isinstance(block, RefinerBlock | DoubleBlock | SingleBlock)
     block.num_heads = config.num_heads // group.size
     size, mlp = config.hidden_size, config.mlp_size
     fused = {"linear1": (size, size, size, mlp), "linear2": (size, mlp)}
