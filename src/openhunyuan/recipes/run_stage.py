@@ -286,12 +286,7 @@ class _LatentRun:
         datasets, validation, data = self._data()
         self.recipe = recipe = self._as_the_data(datasets)
         config = recipe.train.model_copy(update={"name": self.options.name or recipe.train.name})
-        text, sizes = self.model.text, self.held or self.sizes.dit
-        if (text.states_width, text.pooled_width) != (sizes.text_dim, sizes.pooled_dim):
-            raise UserError(
-                f"The text encoders of {self.base.text} are {text.states_width} and {text.pooled_width} wide, but the "
-                f"transformer reads {sizes.text_dim} and {sizes.pooled_dim}; choose another --text-model or --scale."
-            )
+        sizes = self.held or self.sizes.dit
         source = PlannedBatches(
             datasets,
             CostModel.flops(sizes, self.sizes.text_tokens),
@@ -300,11 +295,18 @@ class _LatentRun:
             seed=config.seed,
             rank=self.world.rank,
             world_size=self.world.size,
-            captions=None if self.options.stored_texts else CaptionAssembly(text, config.seed),
             image_scales=recipe.image_scales,
         )
         for planned in config.stages:
             source.plan(planned)
+        text = self.model.text  # not before: language models are large
+        if (text.states_width, text.pooled_width) != (sizes.text_dim, sizes.pooled_dim):
+            raise UserError(
+                f"The text encoders of {self.base.text} are {text.states_width} and {text.pooled_width} wide, but the "
+                f"transformer reads {sizes.text_dim} and {sizes.pooled_dim}; choose another --text-model or --scale."
+            )
+        if not self.options.stored_texts:
+            source.captions = CaptionAssembly(text, config.seed)
         torch.manual_seed(config.seed)
         features = text.encode([""])
         empty = EmptyText(features.states[0][features.mask[0]].float().cpu(), features.pooled[0].float().cpu())

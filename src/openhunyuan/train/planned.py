@@ -42,8 +42,12 @@ class PlannedBatches:
         self.cost, self.global_batch, self.ratio, self.max_cost = cost, global_batch, images_to_videos, max_cost
         self.seed, self.rank, self.world_size, self.captions = seed, rank, world_size, captions
         self.image_scales = image_scales
-        self.at_hand = captions is None
         self._plans: dict[Stage, BatchPlan] = {}
+
+    @property
+    def at_hand(self) -> bool:
+        """Batches take a moment, unless their texts are encoded when they are made."""
+        return self.captions is None
 
     def plan(self, stage: Stage) -> BatchPlan:
         """The plan of a stage."""
