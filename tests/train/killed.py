@@ -25,7 +25,7 @@ def main() -> None:
         return draw(at, stage, shape)
 
     task.batch = batch
-    Trainer(CONFIG, task, task, run_dir, looked_after=Running(stall_seconds=10.0, log=())).run()
+    Trainer(CONFIG, task, task, run_dir, running=Running(stall_seconds=10.0, log=())).run()
 
 
 if __name__ == "__main__":

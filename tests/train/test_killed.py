@@ -33,7 +33,7 @@ def start(run_dir: Path, what: str, step: int) -> subprocess.CompletedProcess:
 
 def finish(run_dir: Path) -> Regression:
     task = Regression()
-    Trainer(CONFIG, task, task, run_dir, looked_after=Running(log=())).run()
+    Trainer(CONFIG, task, task, run_dir, running=Running(log=())).run()
     return task
 
 
@@ -80,7 +80,7 @@ def test_what_a_crash_kept_from_being_validated_is_made_up_for(tmp_path: Path, p
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(whole)
     task = Crashing()
-    trainer = Trainer(CONFIG, task, task, broken, looked_after=Running(log=()))
+    trainer = Trainer(CONFIG, task, task, broken, running=Running(log=()))
     if place == "save":
         saved = trainer.state_dict
         trainer.state_dict = lambda: task.state_dict() if trainer.step == 20 else saved()

@@ -37,7 +37,7 @@ from openhunyuan.parallel.apply import (
 from openhunyuan.parallel.apply import apply as parallelize
 from openhunyuan.parallel.tensor import orders
 from openhunyuan.parallel.world import World
-from openhunyuan.train import checkpoint, optim, running
+from openhunyuan.train import checkpoint, optim
 from openhunyuan.train.ahead import Ahead, Batch
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.ema import EMA
@@ -46,6 +46,7 @@ from openhunyuan.train.heartbeat import Doing, Heartbeat, forget_beats
 from openhunyuan.train.metrics import MetricLog, progress_bar
 from openhunyuan.train.precision import autocast, faster_dtype
 from openhunyuan.train.report import write_report
+from openhunyuan.train.running import Running, chosen_running
 from openhunyuan.train.saving import Saver
 from openhunyuan.train.stop import StallGuard, stop_on_signal
 from openhunyuan.train.window import Meter, Window, Work
@@ -149,12 +150,12 @@ class Trainer:
         record: dict | None = None,
         device: str | torch.device = "cpu",
         layout: Layout | None = None,
-        looked_after: running.Running | None = None,
+        running: Running | None = None,
     ):
-        """layout: how several processes share the work; ``torchrun`` says how many there are. looked_after: saving and
+        """layout: how several processes share the work; ``torchrun`` says how many there are. running: saving and
         watching, by default what the command line chose."""
         self.config, self.task, self.source = config, task, source
-        self.running = looked_after or running.chosen()
+        self.running = running or chosen_running()
         self.run_dir = Path(run_dir)
         self.device = torch.device(device)
         self.world = World.join(self.device)

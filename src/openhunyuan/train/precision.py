@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 
-def autocast(module: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+def autocast(module: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any, Any]:
     """Within, products on the module's device are made in ``dtype``; None: as they are."""
     device = next(module.parameters()).device.type
     return torch.autocast(device, dtype) if dtype else nullcontext()

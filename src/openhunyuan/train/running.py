@@ -36,7 +36,7 @@ class Running(Record):
 _CHOSEN: ContextVar[Running] = ContextVar("running")
 
 
-def chosen() -> Running:
+def chosen_running() -> Running:
     """What the command line chose, or the defaults."""
     return _CHOSEN.get(Running())
 
