@@ -302,7 +302,7 @@ def test_a_run_killed_at_every_single_write_gets_there_and_loses_no_row(tmp_path
         assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["processes", "ray"])
+@pytest.mark.parametrize("kind", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_every_engine_gives_the_same_and_does_again_only_what_changed(
     raw: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:

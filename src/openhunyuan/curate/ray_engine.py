@@ -31,9 +31,6 @@ DECIDING = ("openhunyuan", "av", "numpy", "opencv-python-headless", "scenedetect
 _STORE = 100 * 2**20
 """Bytes of the object store of a Ray of our own: it holds nothing but rows of jobs in flight."""
 
-_STARTS = 3
-"""Times that a Ray of our own is tried to be started."""
-
 _PATIENCE = 60.0
 """Seconds without a single worker after which it is said that the cluster has no room."""
 
@@ -70,14 +67,13 @@ class RayEngine(Engine):
         quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
         if address is None:
             own = {"num_cpus": workers, "object_store_memory": _STORE, "include_dashboard": False}
-            for left in reversed(range(_STARTS)):
-                try:
-                    self._ray.init(address="local", **own, **quiet)
-                    return
-                except Exception as error:  # Ray gives its own processes half a minute, which a busy machine exceeds
-                    self._ray.shutdown()
-                    if not left:
-                        raise UserError(f"Ray cannot be started ({_short(error)}); use --engine processes.") from None
+            try:
+                self._ray.init(address="local", **own, **quiet)
+            except Exception as error:  # Ray gives its own processes half a minute to come up
+                raise UserError(
+                    f"Ray cannot be started ({_short(error)}); on a machine this busy use --engine processes."
+                ) from None
+            return
         try:
             self._ray.init(address=address, **quiet)
         except Exception as error:  # Ray raises ValueError, RuntimeError, ConnectionError, or its own
