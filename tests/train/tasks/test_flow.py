@@ -88,7 +88,7 @@ def test_given_frames_are_read_clean_and_are_not_judged(task):
     assert torch.equal(seen["x"][:, :, 0], given["latents"][:, :, 0])
     assert (seen["x"][:, :, 1:] != given["latents"][:, :, 1:]).all()
     assert seen["clean"][:, 0].all() and not seen["clean"][:, 1:].any()
-    assert loss.item() == pytest.approx(2.0, rel=0.1) and set(values) == {"loss_image_to_video"}
+    assert loss.item() == pytest.approx(2.0, rel=0.1) and set(values) == {"loss_image_to_video", "by_level"}
 
 
 def test_some_video_steps_start_from_a_picture_and_images_never_do(task):
