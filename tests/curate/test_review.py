@@ -69,7 +69,7 @@ def test_answers_are_added_to_and_the_newest_of_each_person_counts(tmp_path: Pat
     assert answers.path.read_bytes().startswith(before), "nothing that was written is changed"
     again = Answers(tmp_path)
     assert list(again.newest()) == [("ann", f"{1:064x}"), ("ben", f"{1:064x}")]
-    assert [a.views["blur"] for a in again.of(f"{1:064x}")] == [False, True]
+    assert [a.views["blur"] for a in again.newest().values()] == [False, True]
     assert len(again.path.read_text().splitlines()) == 3
 
 

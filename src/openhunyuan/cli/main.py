@@ -22,7 +22,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "replay": ("openhunyuan.cli.replay", "Make a generated file's frames again, from the request inside it."),
     "rewrite": ("openhunyuan.cli.rewrite", "Have a language model rewrite a prompt, as `generate --rewrite` would."),
     "evaluate": ("openhunyuan.cli.evaluate", "Measure a model: alignment with prompts, or reconstruction by its VAE."),
-    "curate": ("openhunyuan.cli.curate", "Turn raw footage into filtered clips; report on them, forget a source."),
+    "curate": (
+        "openhunyuan.cli.curate",
+        "Turn raw footage into filtered clips; report on them, have people judge them.",
+    ),
     "caption": ("openhunyuan.cli.caption", "Caption curated clips: what was measured, or a model behind an address."),
     "encode": ("openhunyuan.cli.encode", "Encode captioned clips into the latents that training reads."),
     "train": ("openhunyuan.cli.train", "Run a named training recipe; it resumes where its directory stands."),

@@ -132,10 +132,6 @@ class Answers:
                 self._whole = file.tell()
             self._newest[answer.annotator, answer.sha256] = answer
 
-    def of(self, sha256: str | None) -> list[Answer]:
-        """The newest answers about a file, one of each person, without those that skipped it."""
-        return [a for (_, file), a in self.newest().items() if file == sha256 and a.skipped is None]
-
 
 def _read(path: Path) -> tuple[list[Answer], int]:
     """(answers, bytes of whole lines). Raises UserError naming a line that is no answer."""

@@ -233,13 +233,8 @@ class _Run:
         crop = plan.crop and plan.crop.model_copy(update={"drops": False})  # each set has its own threshold for it
         scored = decide(clips, rows, errors, (), crop, None, None)
         twins = plan.duplicates
-        climbed = climb(
-            scored.clips,
-            ladder,
-            plan.filters,
-            plan.measures,
-            twins and (lambda chosen, first: better_copies(chosen, rows, twins, first)),
-        )
+        better = None if twins is None else lambda chosen, first: better_copies(chosen, rows, twins, first)
+        climbed = climb(scored.clips, ladder, plan.filters, plan.measures, better)
         if plan.concepts:
             climbed.clips = with_concepts(climbed.clips, rows, plan.concepts)
         return climbed.clips, (MEASURED, *climbed.filters), climbed
