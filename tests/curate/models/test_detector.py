@@ -23,6 +23,7 @@ def test_the_surest_mark_is_the_one_that_the_library_finds(tmp_path: Path) -> No
     model = transformers.DFineForObjectDetection.from_pretrained(folder).eval()
     with torch.no_grad():
         out = model(**processor(shown, return_tensors="pt"))
+        out.logits[:, :, 0] = -100.0  # the library keeps as many as there are queries: persons would crowd marks out
     found = processor.post_process_object_detection(out, threshold=0.0, target_sizes=[(1, 1)] * 2)
     for (confidence, label, box), wanted in zip(detector.surest(shown), found, strict=True):
         mine = [i for i, number in enumerate(wanted["labels"].tolist()) if number in (1, 2)]
