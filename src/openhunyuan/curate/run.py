@@ -36,7 +36,7 @@ from openhunyuan.curate.analyse import AnalyseJob, analyse, clip_works
 from openhunyuan.curate.clip import Clip, ClipCaption, file_sha256, read_manifest, to_jsonl
 from openhunyuan.curate.concepts import Concepts
 from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
-from openhunyuan.curate.decide import MEASURED, Crop, Filter, Rows, better_copies, decide, with_concepts
+from openhunyuan.curate.decide import DUPLICATE, MEASURED, Crop, Filter, Rows, better_copies, decide, with_concepts
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.engine import Engine, Processes
 from openhunyuan.curate.find import find_videos

@@ -26,6 +26,7 @@ class ClipAesthetic(ModelStage, Measure):
     """Columns: `aesthetic`, the mean over `moments` frames; `aesthetic_min`, the lowest."""
 
     name: ClassVar[str] = "clip_aesthetic"
+    group: ClassVar[str] = "aesthetic"
     version: ClassVar[int] = 1
     columns: ClassVar = ("aesthetic", "aesthetic_min")
 

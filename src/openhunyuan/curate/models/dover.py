@@ -36,6 +36,7 @@ class Dover(ModelStage, Measure):
     `overall`, both fused with the authors' constants, 0 .. 1."""
 
     name: ClassVar[str] = "dover"
+    group: ClassVar[str] = "aesthetic"
     version: ClassVar[int] = 1
     columns: ClassVar = ("technical", "aesthetic", "overall")
 

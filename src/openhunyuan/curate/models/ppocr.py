@@ -34,6 +34,7 @@ class PPOcr(ModelStage, Measure):
     """Columns and `boxes` as of `measures.text`; here text counts whether or not it stands still."""
 
     name: ClassVar[str] = "ppocr"
+    group: ClassVar[str] = "text"
     version: ClassVar[int] = 1
     columns: ClassVar = ("share", "lines", "subtitle_top", "other_share")
 

@@ -29,6 +29,8 @@ class Raft(ModelStage, Measure):
     """Speed of a clip, as `measures.motion` defines it for "dis"."""
 
     name: ClassVar[str] = "raft"
+    group: ClassVar[str] = "motion"
+    needs_time: ClassVar[bool] = True
     version: ClassVar[int] = 1
     columns: ClassVar = ("speed", "camera_speed", "subject_speed", "moving_share", "speed_p90")
 
