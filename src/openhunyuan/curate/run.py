@@ -234,7 +234,8 @@ class _Run:
         scored = decide(clips, rows, errors, (), crop, None, None)
         twins = plan.duplicates
         better = None if twins is None else lambda chosen, first: better_copies(chosen, rows, twins, first)
-        climbed = climb(scored.clips, ladder, plan.filters, plan.measures, better)
+        rests = {"crop": crop.text if crop else "text", DUPLICATE: twins.by if twins else "fingerprint"}
+        climbed = climb(scored.clips, ladder, plan.filters, plan.measures, better, rests)
         if plan.concepts:
             climbed.clips = with_concepts(climbed.clips, rows, plan.concepts)
         return climbed.clips, (MEASURED, *climbed.filters), climbed
