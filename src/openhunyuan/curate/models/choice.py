@@ -72,22 +72,25 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
     for (field, name), weights in NEEDED.items():
         chosen = getattr(choice, field) == name
         for option in weights:
-            given = getattr(choice, option)
-            if chosen and not given:
+            path = getattr(choice, option)
+            if chosen and not path:
                 raise UserError(f"--{field} {name} needs --{_dashed(option)}; nothing is downloaded.")
-            if given and not chosen:
+            if path and not chosen:
                 raise UserError(f"--{_dashed(option)} does nothing without --{field} {name}.")
     where: Any = {"device": choice.device, "batch": choice.batch}
+    given = {option: str(getattr(choice, option)) for options in NEEDED.values() for option in options}
     if choice.shots == "transnetv2":
         from openhunyuan.curate.models.transnetv2 import TransNetV2Split
 
-        plan = replace(plan, split=TransNetV2Split(path=choice.transnetv2_weights, **where, **plan.split.model_dump()))
+        plan = replace(
+            plan, split=TransNetV2Split(path=given["transnetv2_weights"], **where, **plan.split.model_dump())
+        )
     instead: dict[str, Measure] = {}
     beside: list[Measure] = []
     if choice.motion == "raft":
         from openhunyuan.curate.models.raft import Raft
 
-        instead["motion"] = Raft(path=choice.raft_weights, **where)
+        instead["motion"] = Raft(path=given["raft_weights"], **where)
     elif choice.motion != "dis":
         from openhunyuan.curate.measures.motion import Motion
 
@@ -95,16 +98,16 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
     if choice.text == "ppocr":
         from openhunyuan.curate.models.ppocr import PPOcr
 
-        instead["text"] = PPOcr(path=choice.ppocr_weights, **where)
+        instead["text"] = PPOcr(path=given["ppocr_weights"], **where)
         plan = replace(plan, crop=plan.crop and plan.crop.model_copy(update={"text": "ppocr"}))
     if choice.overlay == "detector":
         from openhunyuan.curate.models.detector import WatermarkDetector
 
-        instead["overlay"] = WatermarkDetector(path=choice.detector_weights, **where)
+        instead["overlay"] = WatermarkDetector(path=given["detector_weights"], **where)
     if choice.embedding == "tower":
         from openhunyuan.curate.models.embedding import Embedding
 
-        beside.append(Embedding(path=choice.tower_weights, **where))
+        beside.append(Embedding(path=given["tower_weights"], **where))
         plan = replace(
             plan,
             duplicates=plan.duplicates and plan.duplicates.model_copy(update={"by": "embedding"}),
@@ -113,11 +116,11 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
     if choice.aesthetic == "laion":
         from openhunyuan.curate.models.aesthetic import ClipAesthetic
 
-        beside.append(ClipAesthetic(path=choice.laion_clip, head=choice.laion_head, **where))
+        beside.append(ClipAesthetic(path=given["laion_clip"], head=given["laion_head"], **where))
     if choice.quality == "dover":
         from openhunyuan.curate.models.dover import Dover
 
-        beside.append(Dover(path=choice.dover_weights, **where))
+        beside.append(Dover(path=given["dover_weights"], **where))
     measures = (*(instead.get(measure.name, measure) for measure in plan.measures), *beside)
 
     def changed(filters: Sequence[Filter]) -> tuple[Filter, ...]:

@@ -74,7 +74,7 @@ class ModelStage(Stage):
     @property
     def model(self) -> Any:
         """The network on its device: loaded once in a process."""
-        return _loaded(self)
+        return _loaded(self)  # pyright: ignore[reportArgumentType]
 
     @property
     def place(self) -> torch.device:
