@@ -114,7 +114,7 @@ def test_layouts_that_do_not_fit_are_refused() -> None:
         make_mesh(Layout(replicas=3), World(0, 4), "cpu")
     with pytest.raises(UserError, match="recompute leaves nothing within blocks that offload could move"):
         Layout(offload=True, recompute=True)
-    with pytest.raises(UserError, match="compile is not made for ulysses or ring"):
+    with pytest.raises(UserError, match="compile is not made for tensor, ulysses or ring"):
         Layout(compile="inductor", ring=2)
     with pytest.raises(UserError, match="did you mean replicas"):
         Layout(replica=2)

@@ -1,5 +1,4 @@
 import threading
-from functools import partial
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ def gate(monkeypatch):
 def test_what_is_saved_is_the_state_of_then_and_training_goes_on(tmp_path, gate):
     saver = Saver(tmp_path, 3, {})
     state = {"modules": {"w": torch.arange(4.0), "low": torch.ones(2, dtype=torch.bfloat16)}, "step": 1}
-    saver.save(1, partial(whole, state))
+    saver.save(1, lambda then: whole(state, then=then))
     state["modules"]["w"] += 100  # a step, while the file is not there yet
     assert not checkpoint.checkpoints(tmp_path) and not saver.failed
     gate.set()

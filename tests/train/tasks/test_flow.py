@@ -193,4 +193,4 @@ def test_latent_concat_starts_as_the_network_that_it_widens() -> None:
         stage = Stage(name="s", steps=9, shapes=(BatchShape(batch_size=2, num_frames=1, height=32, width=32),))
         before, after = (task.loss("model", batch, StepContext(3, 9, stage, step_generator(0, 3))) for task in tasks)
         torch.testing.assert_close(after[0], before[0])
-        assert set(after[1]) == ({"loss"} if frames == 1 else {"loss_image_to_video"})
+        assert set(after[1]) == {"by_level", "loss" if frames == 1 else "loss_image_to_video"}

@@ -52,7 +52,7 @@ def test_before_anything_is_learned_the_loss_is_the_plain_one_at_scale_1_whateve
 
     target = velocity_target(batch["latents"], drawn.noise)
     plain = (velocity(1.0) - target).square().mean()
-    assert float(loss) == pytest.approx(float(plain), rel=1e-4) and set(values) == {"loss"}
+    assert float(loss) == pytest.approx(float(plain), rel=1e-4) and set(values) == {"loss", "by_level"}
     assert float((velocity(5.0) - target).square().mean()) != pytest.approx(float(plain), rel=1e-2)
     loss.backward()
     assert dit.guidance_in is not None and all(p.grad is not None for p in dit.guidance_in.parameters())
