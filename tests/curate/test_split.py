@@ -96,7 +96,7 @@ def test_a_cut_at_the_edge_of_a_fade_is_not_a_second_boundary() -> None:
 
 def test_every_shot_of_raw_footage_is_found(tmp_path: Path) -> None:
     """Cuts, fades, dissolves, near-duplicates, still and slow shots, overlays, borders: against the planted truth."""
-    truth = write_raw_footage(tmp_path / "raw.mp4", seed=3, duration_s=40.0, fps=FPS, height=64, width=64)
+    truth = write_raw_footage(tmp_path / "raw.mp4", seed=4, duration_s=40.0, fps=FPS, height=64, width=64)
     found = split_video(tmp_path / "raw.mp4")
     assert {"cut", "fade"} <= {s.transition for s in truth.shots}
     assert len(found) == len(truth.shots)

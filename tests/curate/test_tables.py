@@ -105,10 +105,10 @@ def test_half_written_files_are_swept_and_a_broken_part_is_named(tmp_path: Path)
 
 
 def test_the_store_is_addressed_by_content(tmp_path: Path) -> None:
-    for name in ("one", "two"):
+    for name in ("one.mp4", "two.mp4"):
         (tmp_path / name).write_bytes(b"the same bytes")
-    digests = {store_file(tmp_path, tmp_path / name) for name in ("one", "two")}
+    digests = {store_file(tmp_path, tmp_path / name) for name in ("one.mp4", "two.mp4")}
     (digest,) = digests
     assert (tmp_path / stored(digest)).read_bytes() == b"the same bytes"
-    assert not (tmp_path / "one").exists()
-    assert not (tmp_path / "two").exists()
+    assert not (tmp_path / "one.mp4").exists()
+    assert not (tmp_path / "two.mp4").exists()

@@ -75,7 +75,7 @@ def test_a_run_with_networks_from_the_command_line(tmp_path: Path, capsys: pytes
     assert {len(rows[0]["vector"]) for rows in read_rows(table).values()} == {24}
     assert main(["curate", "report", str(data)]) == 0
     page = (data / "report.html").read_text()
-    assert "Groups by embeddings" in page and "ran a published network" in page and "<code>embedding</code>" in page
+    assert "By embeddings;" in page and "ran a published network" in page and "<code>embedding</code>" in page
     capsys.readouterr()
     transnet.write_bytes(b"\x80\x04 not weights")
     (tmp_path / "data2").mkdir()
