@@ -12,7 +12,6 @@ import json
 import statistics
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +52,7 @@ def run(background: bool, state: dict, saves: int, folder: Path) -> dict[str, fl
     stalls, beside, until = [], [], []
     for number in range(saves):
         started = time.perf_counter()
-        stalls.append(saver.save(number, partial(whole, state)))
+        stalls.append(saver.save(number, lambda then: whole(state, then=then)))
         while saver.writing is not None and not saver.writing.done():
             beside.append(step(matrix, state))
         saver.wait()

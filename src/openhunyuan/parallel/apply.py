@@ -130,13 +130,13 @@ def sharding_mesh(mesh: DeviceMesh) -> DeviceMesh | None:
     """Over which weights are sharded: all processes within a replica that do not hold parts of the same tensors; None
     where those are all."""
     names = mesh.mesh_dim_names or ()
-    within = tuple(name for name in names if name in ("shard", *context.DIMS))
+    within = [name for name in names if name in ("shard", *context.DIMS)]
     if not within:
         return None
-    shards = mesh[within]._flatten("_".join(within)) if len(within) > 1 else mesh[within[0]]
-    if "replicate" not in names:
-        return shards
-    return DeviceMesh._concatenate([mesh["replicate"], shards]) if len(within) > 1 else mesh["replicate", "shard"]
+    if len(within) == 1:
+        return mesh["replicate", "shard"] if "replicate" in names else mesh[within[0]]
+    shards = mesh[tuple(within)]._flatten("_".join(within))
+    return DeviceMesh._concatenate([mesh["replicate"], shards]) if "replicate" in names else shards
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

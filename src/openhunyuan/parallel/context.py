@@ -65,7 +65,8 @@ def share_tokens(module: nn.Module, mesh: DeviceMesh) -> None:
     assert isinstance(module, DiT)
     every = mesh[names] if len(names) == 1 else mesh[names]._flatten("context")
     ring, ulysses = (mesh[name].get_group() if name in names else None for name in DIMS)
-    module.through_blocks = SharedBlocks(module.through_blocks, Group(every.get_group(), ring, ulysses))
+    shared = SharedBlocks(module.through_blocks, Group(every.get_group(), ring, ulysses))
+    module.through_blocks = shared  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)

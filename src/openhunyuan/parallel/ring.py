@@ -89,7 +89,8 @@ class _RingAttention(torch.autograd.Function):
                 if turn + 1 < size:
                     arriving = _pass_on(held, group, tag=0)
                 count = counts[(place - turn) % size]
-                parts = attend_backward(grad, q, *held[..., :count, :], out, lse) if count else None
+                keys, values = held[..., :count, :].unbind(0)
+                parts = attend_backward(grad, q, keys, values, out, lse) if count else None
                 d_held = returning()
                 if parts is not None:
                     dq += parts[0]
@@ -161,7 +162,8 @@ def _home_backward(
     dqs = []
     for rows, length in cuts:
         kv = torch.cat((held[:, rows, :, :count], text[:, rows, :, :length]), dim=-2)
-        dq, *d_kv = attend_backward(grad[rows], q[rows], *kv, out[rows], lse[rows])
+        keys, values = kv.unbind(0)
+        dq, *d_kv = attend_backward(grad[rows], q[rows], keys, values, out[rows], lse[rows])
         dqs.append(dq)
         for number, part in enumerate(d_kv):
             d_held[number, rows, :, :count], d_text[number, rows, :, :length] = part.split((count, length), dim=-2)

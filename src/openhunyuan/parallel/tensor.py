@@ -162,7 +162,8 @@ def _place(module: nn.Module, group: _Group) -> None:
         embeds = isinstance(part, PatchEmbedder)
         if not isinstance(part, _Local) and (part._parameters or embeds) and type(part) is not nn.Conv3d:
             # Conv3d: the embedder reads its weight, and holds it locally meanwhile.
-            part.__class__ = type(type(part).__name__, (_Local, type(part)), {})
+            local = type(type(part).__name__, (_Local, type(part)), {})
+            part.__class__ = local  # pyright: ignore[reportAttributeAccessIssue]
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 value, dim = parameter.detach(), None

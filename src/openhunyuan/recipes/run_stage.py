@@ -197,7 +197,7 @@ class _LatentRun:
         self.held = self._held()
         self.base = self._base()
         self.model = self._open()
-        self.inherited = origin.condition if self.held else None
+        self.inherited: ImageCondition | None = origin.condition if self.held else None
         self.condition: ImageCondition = self._spec_condition() or "token_replace"
 
     # What it starts from.

@@ -43,7 +43,7 @@ def workloads(stage: str, options: Options) -> list[Workload]:
             Adapters(changed).add("lora", made, trainable=True)
             trained = {name: p for name, p in changed.named_parameters() if p.requires_grad}
             modules = {"lora": Updates(trained), "model": modules["model"].requires_grad_(False)}
-    kept = measure_activations(config, sizes.text_tokens)
+    kept = measure_activations(config, sizes.text_tokens)  # pyright: ignore[reportArgumentType] (frozen, so it hashes)
 
     def tokens(shape: BatchShape) -> int:
         return _latent(shape).tokens(config.patch_size)

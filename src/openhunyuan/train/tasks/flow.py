@@ -194,7 +194,8 @@ class FlowTask:
         """condition: how given frames come in, with ``image_share``; the transformer has to read it. trained: what is
         trained of the transformer, where that is not all of it (a LoRA's parameters)."""
         self.config, self.dit, self.empty = config, dit, empty
-        self.validation, self.render, self.condition = validation, render, condition
+        self.validation, self.render = validation, render
+        self.condition: ImageCondition = condition
         self.trained = dit if trained is None else trained
 
     def modules(self) -> dict[str, nn.Module]:
