@@ -178,7 +178,16 @@ def test_one_set_is_encoded_and_people_choose_another(
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}"}
     command = [sys.executable, "-m", "openhunyuan", "curate", "review", str(data), "--set", "256p", "--port", "0"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as page:
+    # A shell's background job, as which tests may run, ignores SIGINT, and so would its children.
+    page = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
         assert page.stdout is not None
         url = page.stdout.readline().strip()
         for good, video in zip((True, False), clips, strict=False):
@@ -190,6 +199,8 @@ def test_one_set_is_encoded_and_people_choose_another(
         assert (state["passed"], state["failed"], state["open"]) == (1, 1, 0)
         page.send_signal(signal.SIGINT)
         _, said = page.communicate(timeout=60)
+    finally:
+        page.kill()
     assert page.returncode == 0
     assert "1 pass, 1 do not, 0 are open" in said
     assert main([*encode, "sft"]) == 0
