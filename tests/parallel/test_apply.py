@@ -31,7 +31,7 @@ def validation(run_dir: Path) -> float:
     return next(record["val/loss_held"] for record in records if "val/loss_held" in record)
 
 
-@pytest.mark.slow  # seven processes; one of them once aborted on leaving, after its work was done
+@pytest.mark.slow  # seven processes
 def test_sharded_runs_equal_one_process_and_go_on_in_another_layout(data: Path, tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     start(1, data, one, 4)
