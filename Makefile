@@ -71,7 +71,7 @@ bench: $(VENV)/.dev
 train-smoke: $(VENV)/.dev
 	$(BIN)/python -m tools.train_smoke
 
-# Each recipe resumes where its directory stands; the last one leaves the complete model in runs/tiny-video-finish/model.
+# Each recipe resumes where its directory stands; the last one leaves the complete model in runs/tiny-video-last/model.
 reproduce-embedded: $(VENV)/.dev
 	$(BIN)/openhunyuan train tiny-text
 	$(BIN)/openhunyuan train tiny-vae
@@ -79,7 +79,8 @@ reproduce-embedded: $(VENV)/.dev
 	$(BIN)/openhunyuan train tiny-image
 	$(BIN)/openhunyuan train tiny-video
 	$(BIN)/openhunyuan train tiny-video-finish
-	@echo "The model is in runs/tiny-video-finish/model; try: $(BIN)/openhunyuan generate --model runs/tiny-video-finish/model --prompt \"$(PROMPT)\""
+	$(BIN)/openhunyuan train tiny-video-last
+	@echo "The model is in runs/tiny-video-last/model; try: $(BIN)/openhunyuan generate --model runs/tiny-video-last/model --prompt \"$(PROMPT)\""
 
 clean:
 	rm -rf $(VENV)

@@ -59,6 +59,11 @@ RECIPES: dict[str, Recipe] = {
         "the same DiT on more clips of what is learned last: spins and camera moves",
         ("tiny-text", "tiny-vae", "tiny-video"),
     ),
+    "tiny-video-last": Recipe(
+        "openhunyuan.recipes.tiny_video_last",
+        "the same DiT on three times as many other clips of that kind",
+        ("tiny-text", "tiny-vae", "tiny-video-finish"),
+    ),
 }
 
 STAGES: dict[str, StageEntry] = {

@@ -1,7 +1,7 @@
-"""Recipes ``tiny-image``, ``tiny-video`` and ``tiny-video-finish``: the embedded model's DiT on latents of the world.
+"""Recipes ``tiny-image``, ``tiny-video``, ``tiny-video-finish`` and ``tiny-video-last``: the embedded model's DiT.
 
-Images first; then video started from the image weights, low resolution first, images mixed in (report §4.5); at the
-end more clips of what is learned last, from the video weights.
+All learn from latents of the world. Images first; then video started from the image weights, low resolution first,
+images mixed in (report §4.5); at the end, twice, other clips with more of what is learned last.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ SETS = {
         count=4_216, num_frames=33, size=64, seed=16, camera_prob=0.25, motions=(*HARDER, "spins", "spins", "spins")
     ),
     "finish-image": WorldLatents(count=4_000, num_frames=1, size=64, seed=17),
+    "last": WorldLatents(
+        count=12_400, num_frames=33, size=64, seed=18, camera_prob=0.25, motions=(*HARDER, "spins", "spins", "spins")
+    ),
 }
 HELDOUT = {
     "image": WorldLatents(count=128, num_frames=1, size=64, seed=21, split="heldout"),
@@ -108,6 +111,14 @@ FINISH = VIDEO.model_copy(
         "optimizer": OPTIMIZER.model_copy(update={"lr": 5e-4, "muon_lr": 5e-3, "final_lr_ratio": 0.02}),
     }
 )
+LAST = FINISH.model_copy(
+    update={
+        "name": "tiny-video-last",
+        "seed": 10,
+        "stages": (FINISH.stages[0].model_copy(update={"name": "video-64x33-last", "steps": 8_000}),),
+        "optimizer": OPTIMIZER.model_copy(update={"lr": 7e-4, "muon_lr": 7e-3, "final_lr_ratio": 0.02}),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,7 @@ RUNS: dict[str, FlowRun] = {
     "tiny-image": FlowRun(IMAGE, ("image",), ("image",)),
     "tiny-video": FlowRun(VIDEO, ("low", "short", "video", "image"), ("image", "video"), "tiny-image"),
     "tiny-video-finish": FlowRun(FINISH, ("short", "finish", "finish-image"), ("image", "video"), "tiny-video"),
+    "tiny-video-last": FlowRun(LAST, ("short", "last", "finish-image"), ("image", "video"), "tiny-video-finish"),
 }
 
 SAMPLE_PROMPTS = (
