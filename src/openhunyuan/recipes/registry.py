@@ -61,7 +61,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "tiny-video-last": Recipe(
         "openhunyuan.recipes.tiny_video_last",
-        "the same DiT on three times as many other clips of that kind",
+        "the same DiT on six times as many other clips of that kind",
         ("tiny-text", "tiny-vae", "tiny-video-finish"),
     ),
 }

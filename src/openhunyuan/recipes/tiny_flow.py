@@ -52,7 +52,7 @@ SETS = {
     ),
     "finish-image": WorldLatents(count=4_000, num_frames=1, size=64, seed=17),
     "last": WorldLatents(
-        count=12_400, num_frames=33, size=64, seed=18, camera_prob=0.25, motions=(*HARDER, "spins", "spins", "spins")
+        count=24_800, num_frames=33, size=64, seed=18, camera_prob=0.25, motions=(*HARDER, "spins", "spins", "spins")
     ),
 }
 HELDOUT = {
@@ -115,7 +115,7 @@ LAST = FINISH.model_copy(
     update={
         "name": "tiny-video-last",
         "seed": 10,
-        "stages": (FINISH.stages[0].model_copy(update={"name": "video-64x33-last", "steps": 8_000}),),
+        "stages": (FINISH.stages[0].model_copy(update={"name": "video-64x33-last", "steps": 14_000}),),
         "optimizer": OPTIMIZER.model_copy(update={"lr": 7e-4, "muon_lr": 7e-3, "final_lr_ratio": 0.02}),
     }
 )
