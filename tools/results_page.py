@@ -5,22 +5,23 @@
 fills ``tools/results_page.md`` to ``docs/results/embedded-model.md`` and writes, in a folder beside it, learning curves
 (CSV and PNG), the configuration of every run, and frames. Every number on the page is read from a file or counted here;
 the targets alone are constants. A missing, unfinished or foreign input is an error: a page with a hole would look like
-a result.
+a result. Where only some recipes ran again, ``--kept docs/results/embedded-model`` takes the curves of the others, the
+encoded sets and the report of the text models from the page before.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
-import shutil
 import string
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,18 @@ from tools.results_tables import (
     vae_tables,
     verdicts,
 )
-from tools.training_runs import Run, draw_curves, read_latents, read_runs, thin, write_csv
+from tools.training_runs import (
+    LatentSet,
+    Run,
+    draw_curves,
+    join_runs,
+    read_kept,
+    read_latents,
+    read_record,
+    read_runs,
+    thin,
+    write_csv,
+)
 
 Frames = NDArray[np.uint8]
 RoundTrip = Callable[[Frames], Frames]
@@ -240,13 +252,27 @@ class Inputs:
     page: Path = PAGE
     notes: tuple[str, ...] = ()
     unfinished: bool = False
+    kept: Path | None = None
     arguments: tuple[str, ...] = ()
+
+
+def read_training(inputs: Inputs) -> tuple[list[Run], list[LatentSet], dict[str, Any]]:
+    """Runs, encoded sets and the text models' report: from the runs' directories, and from the page before if kept."""
+    runs = read_runs(inputs.runs_dir, inputs.unfinished or inputs.kept is not None)
+    latents = read_latents(inputs.latents)
+    path = inputs.runs_dir / "tiny-text" / "report.json"
+    if inputs.kept is None:
+        return runs, latents, json.loads(_file(path, "what `openhunyuan train tiny-text` writes").read_text())
+    record = read_record(inputs.kept)
+    names = {found.name for found in latents}
+    latents += [LatentSet(**held) for held in record["latents"] if held["name"] not in names]
+    text = json.loads(path.read_text()) if path.is_file() else record["text"]
+    return join_runs(read_kept(inputs.kept), runs), sorted(latents, key=lambda held: held.name), text
 
 
 def write_page(inputs: Inputs) -> Path:
     """Check every input, then write the page and its folder anew; returns the page."""
-    runs = read_runs(inputs.runs_dir, inputs.unfinished)
-    latents = read_latents(inputs.latents)
+    runs, latents, text_report = read_training(inputs)
     report = read_report(inputs.alignment, Report, "openhunyuan evaluate alignment")
     recon = read_report(inputs.reconstruction, ReconstructionReport, "openhunyuan evaluate reconstruction")
     folder, spec = check_model(inputs.model)
@@ -254,7 +280,7 @@ def write_page(inputs: Inputs) -> Path:
         raise UserError(
             f"{inputs.alignment} was measured on other weights than {inputs.model}; name its model, or evaluate again."
         )
-    text = text_table(inputs.runs_dir / "tiny-text" / "report.json")
+    text = text_table(text_report)
     machine = environment()
     videos = videos_of(inputs, report)
 
@@ -263,6 +289,8 @@ def write_page(inputs: Inputs) -> Path:
     pictures.mkdir(parents=True, exist_ok=True)
     for old in [p for end in ("png", "csv", "json") for p in pictures.glob(f"*.{end}")]:
         old.unlink()
+    record = {"runs": [run.name for run in runs], "latents": [asdict(held) for held in latents], "text": text_report}
+    (pictures / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     samples = sample_sheets(pictures, report, videos)
     size = (spec.defaults.num_frames, spec.defaults.height, spec.defaults.width)
     colours = colour_sheets(pictures, vae_round_trip(folder), size, recon.seed)
@@ -323,7 +351,7 @@ def curve_sections(page: Path, pictures: Path, runs: Sequence[Run]) -> list[str]
         rows = thin(run)
         write_csv(pictures / f"{run.name}.csv", rows)
         draw_curves(pictures / f"{run.name}.png", f"{run.name}: {run.steps} steps", rows)
-        shutil.copyfile(run.folder / "run.json", pictures / f"{run.name}.json")
+        (pictures / f"{run.name}.json").write_text(json.dumps(run.record, indent=1) + "\n")
         files = [f"[{run.name}{end}]({pictures.name}/{run.name}{end})" for end in (".csv", ".json")]
         lines += [f"### {run.name}", "", f"Curve and configuration: {', '.join(files)}", ""]
         lines += picture(page, pictures / f"{run.name}.png", f"Learning curves of {run.name}")
@@ -355,6 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--model", default="tiny", help="the model that was evaluated: a name or a folder")
     add("--output", type=Path, default=PAGE, help="the page; its pictures go to the folder of the same name")
     add("--note", action="append", default=[], help="a paragraph under the first table; may be repeated")
+    add("--kept", type=Path, help="folder of a page whose curves stand for the recipes that did not run again")
     add("--unfinished", action="store_true", help="take runs that stopped early or never started")
     options = parser.parse_args(arguments)
     inputs = Inputs(
@@ -367,6 +396,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page=options.output,
         notes=tuple(options.note),
         unfinished=options.unfinished,
+        kept=options.kept,
         arguments=tuple(arguments),
     )
     try:

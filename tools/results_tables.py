@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from openhunyuan.base.errors import UserError
 from openhunyuan.evals.reconstruction import ReconstructionReport
 from openhunyuan.evals.report import ATTRIBUTES, AttributeReport, Count, Report
 from openhunyuan.models.zoo import COMPONENTS, component_bytes, component_parameters
@@ -195,12 +193,10 @@ def vae_tables(recon: ReconstructionReport) -> list[str]:
     ]
 
 
-def text_table(path: Path) -> list[str]:
-    """The numbers of the text recipe's own report, as they are in the file."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; `openhunyuan train tiny-text` writes it.")
+def text_table(report: dict[str, Any]) -> list[str]:
+    """The numbers of the text recipe's own report, as they are in its file."""
     rows: list[Cells] = []
-    for key, group in json.loads(path.read_text()).items():
+    for key, group in report.items():
         inner = group if isinstance(group, dict) else {"": group}
         rows += [(spoken(key), spoken(name), f"{v:.4g}") for name, v in inner.items() if isinstance(v, int | float)]
     return table(("measure", "of", "value"), rows, left=2)

@@ -32,12 +32,16 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Run:
-    """One directory of the training loop: its record (run.json) and its metrics (records in order)."""
+    """One directory of the training loop: its record (run.json) and its metrics (records in order).
+
+    Of a run that is ``kept`` the directory is gone: these are the rows of its curve, their times without pauses.
+    """
 
     recipe: str
     folder: Path
     record: dict[str, Any]
     metrics: list[dict[str, Any]]
+    kept: bool = False
 
     @property
     def name(self) -> str:
@@ -64,6 +68,8 @@ class Run:
         The difference of two timestamps counts, validation and samples included. Where it is far above what the
         record says its steps took, the run was stopped in between; there the steps' own time counts.
         """
+        if self.kept:
+            return [float(record["time"]) for record in self.training], 0
         total, stops, previous = 0.0, 0, None
         clock: list[float] = []
         for record in self.training:
@@ -138,6 +144,45 @@ def _read_run(recipe: str, folder: Path) -> Run:
     return run
 
 
+def read_kept(folder: Path) -> list[Run]:
+    """The runs whose curves an earlier page kept in its folder, in the order of that page; UserError for a hole."""
+    return [_read_kept(folder, name) for name in read_record(folder)["runs"]]
+
+
+def _read_kept(folder: Path, name: str) -> Run:
+    try:
+        with (folder / f"{name}.csv").open(newline="") as file:
+            rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        record = json.loads((folder / f"{name}.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} lacks {name}.csv or {name}.json, or they are damaged ({error}).") from error
+    recipe = max((r for r in RECIPES if name == r or name.startswith(f"{r}-")), key=len, default=None)
+    if recipe is None:
+        raise UserError(f"{folder / name}.csv is not the curve of a recipe; the recipes are {', '.join(RECIPES)}.")
+    metrics: list[dict[str, Any]] = []
+    for row in rows:
+        values = {k: v if k == "stage" else float(v) for k, v in row.items() if k not in ("step", "minutes")}
+        metrics.append({"step": int(row["step"]), "time": 60 * float(row["minutes"]), **values})
+    return Run(recipe, folder, record, metrics, kept=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a page keeps beside the curves: names of its runs, its encoded sets, the report of the text models."""
+    path = folder / "record.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); it is written with the results page.") from error
+
+
+def join_runs(kept: list[Run], found: list[Run]) -> list[Run]:
+    """Kept runs and those found on disk, which stand for kept ones of the same name; in the order of the recipes."""
+    names = {run.name for run in found}
+    both = [run for run in kept if run.name not in names] + found
+    order = list(RECIPES)
+    return sorted(both, key=lambda run: order.index(run.recipe))
+
+
 @dataclass(frozen=True)
 class LatentSet:
     """One encoded set of world latents: what it is, and how long encoding took (None: not to be told)."""
@@ -148,11 +193,16 @@ class LatentSet:
     seconds: float | None
 
 
+def _date(shard: tuple[int, float]) -> float:
+    return shard[1]
+
+
 def read_latents(folder: Path) -> list[LatentSet]:
     """The encoded sets; the time of each from its shards' file times.
 
-    Two shards in a row give the seconds a sample; the median over the pairs does not see stops. A set of one shard
-    takes the rate of a set of the same clip size.
+    Shards in a row give the seconds a sample; processes that end theirs together make some gaps short, and a stop makes
+    one long: gaps above three times the upper quartile do not count. A set of one shard takes the rate of a set of the
+    same clip size.
     """
     rates: dict[tuple[int, int], float] = {}
     found: list[tuple[str, dict[str, Any], int]] = []
@@ -162,9 +212,10 @@ def read_latents(folder: Path) -> list[LatentSet]:
         if spec is None:
             continue
         shards = [(int(s["samples"]), (path.parent / s["file"]).stat().st_mtime) for s in index["shards"]]
-        spans = [(after[1] - before[1]) / after[0] for before, after in itertools.pairwise(shards)]
-        if spans and statistics.median(spans) > 0:
-            rates[spec["num_frames"], spec["size"]] = statistics.median(spans)
+        spans = [(after[1] - before[1]) / after[0] for before, after in itertools.pairwise(sorted(shards, key=_date))]
+        working = [span for span in spans if span <= 3 * float(np.quantile(spans, 0.75))]
+        if working and sum(working) > 0:
+            rates[spec["num_frames"], spec["size"]] = statistics.fmean(working)
         found.append((path.parent.name, spec, sum(n for n, _ in shards)))
     if not found:
         raise UserError(f"{folder} holds no encoded latents; give the folder with --latents.")
@@ -198,6 +249,8 @@ def thin(run: Run, rows: int = CURVE_ROWS) -> list[dict[str, Any]]:
         values = {k: v for k, v in record.items() if k.startswith("val/")}
         if values:
             minutes = float(np.interp(record["step"], [m["step"] for m in training], clock)) / 60
+            if record is run.metrics[-1]:  # it closes the run, whose whole time it says
+                minutes = sum(stage.seconds for stage in run.stage_times()) / 60
             kept.append({"step": record["step"], "minutes": minutes, **values})
     return sorted(kept, key=lambda row: (row["step"], "stage" not in row))
 

@@ -201,6 +201,29 @@ def test_missing_or_foreign_inputs_are_named(
     assert not (tmp_path / "page.md").exists()
 
 
+def test_a_page_is_written_again_from_what_the_one_before_kept(inputs: Inputs, text: str, tmp_path: Path) -> None:
+    last = list(RECIPES)[-1]
+    write_run(tmp_path / "runs" / last, last, steps=60, done=60)  # this recipe alone ran again, for longer
+    write_latents(tmp_path / "runs" / "tiny-latents" / "new", (4.0, 4.0))
+    again = replace(inputs, runs_dir=tmp_path / "runs", latents=tmp_path / "runs" / "tiny-latents")
+    kept = inputs.page.with_suffix("")
+    page = write_page(replace(again, page=tmp_path / "page.md", kept=kept)).read_text()
+
+    def lines(of: str, start: str) -> list[str]:
+        return [line for line in of.splitlines() if line.startswith(start)]
+
+    for recipe in list(RECIPES)[:-1]:
+        assert lines(page, f"| {recipe} |") == lines(text, f"| {recipe} |") != []
+        assert (tmp_path / "page" / f"{recipe}.csv").exists() == (kept / f"{recipe}.csv").exists()
+    assert lines(page, f"| {last} | {last}: second")[0].split(" | ")[2] == "30"
+    assert lines(text, f"| {last} | {last}: second")[0].split(" | ")[2] == "20"
+    assert lines(page, "| probe mean") == lines(text, "| probe mean") != []
+    assert len(lines(page, "| encoding | latents: ")) == len(lines(text, "| encoding | latents: ")) + 1
+    with pytest.raises(UserError, match=r"record\.json is missing"):
+        write_page(replace(again, page=tmp_path / "other.md", kept=tmp_path))
+    assert not (tmp_path / "other.md").exists()
+
+
 def test_an_unfinished_run_is_refused_unless_allowed(tmp_path: Path) -> None:
     for recipe in RECIPES:
         write_run(tmp_path / recipe, recipe, done=30 if recipe == list(RECIPES)[-1] else 40)
