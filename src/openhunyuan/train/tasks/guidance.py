@@ -17,7 +17,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.diffusion.flow import interpolate, model_time
 from openhunyuan.diffusion.guidance import classifier_free, embedded_scales
 from openhunyuan.models.dit.model import DiT
-from openhunyuan.train.config import OptimizerConfig, Strict
+from openhunyuan.train.config import Strict
 from openhunyuan.train.loop import Batch, StepContext, to_device
 from openhunyuan.train.tasks.flow import (
     FIXED_TIMES,
@@ -30,6 +30,7 @@ from openhunyuan.train.tasks.flow import (
     text_of,
     transformer_flops,
 )
+from openhunyuan.train.tasks.student import StudentTask
 from openhunyuan.train.window import Work
 
 FIXED_SCALES = (2.0, 4.0, 8.0)
@@ -68,10 +69,8 @@ def student_of(teacher: DiT) -> DiT:
     return student
 
 
-class GuidanceTask:
+class GuidanceTask(StudentTask):
     """Trains ``student`` (with guidance embedder) on batches as ``FlowTask`` takes them; ``teacher`` is frozen."""
-
-    phases = ("model",)
 
     def __init__(
         self,
@@ -82,18 +81,8 @@ class GuidanceTask:
         validation: Mapping[str, Batch],
         render: Callable[[nn.Module, Path], None] | None = None,
     ):
-        self.config, self.student, self.empty = config, student, empty
-        self.teacher = teacher.requires_grad_(False).eval()
-        self.validation, self.render = validation, render
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"model": self.student}
-
-    def optimizer(self, phase: str) -> OptimizerConfig | None:
-        return None
-
-    def active(self, phase: str, context: StepContext) -> bool:
-        return True
+        super().__init__(student, teacher, empty, validation, render)
+        self.config = config
 
     def _teacher(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """The frozen network's velocities without and with text, fp32."""
@@ -143,7 +132,3 @@ class GuidanceTask:
                     ignored += float((cond - target).square().mean())
                 values[f"error_{name}_w{scale:g}"] = error / max(ignored, 1e-12)
         return values
-
-    def sample(self, folder: Path, context: StepContext) -> None:
-        if self.render:
-            self.render(self.student, folder)

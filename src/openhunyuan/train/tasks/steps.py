@@ -24,7 +24,7 @@ from openhunyuan.diffusion.denoise import VelocityFn, denoise
 from openhunyuan.diffusion.flow import model_time
 from openhunyuan.diffusion.guidance import classifier_free, embedded_scales
 from openhunyuan.diffusion.schedule import sigmas
-from openhunyuan.train.config import OptimizerConfig, Strict
+from openhunyuan.train.config import Strict
 from openhunyuan.train.loop import Batch, StepContext, to_device
 from openhunyuan.train.tasks.flow import (
     Drawn,
@@ -36,6 +36,7 @@ from openhunyuan.train.tasks.flow import (
     text_of,
     transformer_flops,
 )
+from openhunyuan.train.tasks.student import StudentTask
 from openhunyuan.train.window import Work
 
 
@@ -62,10 +63,8 @@ def fine_sigmas(config: StepsConfig) -> Tensor:
     return torch.cat((fine.flatten(), coarse[-1:]))
 
 
-class StepsTask:
+class StepsTask(StudentTask):
     """Trains ``student`` (a copy of the teacher) on batches as ``FlowTask`` takes them; ``teacher`` is frozen."""
-
-    phases = ("model",)
 
     def __init__(
         self,
@@ -77,19 +76,9 @@ class StepsTask:
         render: Callable[[nn.Module, Path], None] | None = None,
         guidance_embed: bool = False,
     ):
-        self.config, self.student, self.empty = config, student, empty
-        self.teacher = teacher.requires_grad_(False).eval()
-        self.validation, self.render, self.guidance_embed = validation, render, guidance_embed
+        super().__init__(student, teacher, empty, validation, render)
+        self.config, self.guidance_embed = config, guidance_embed
         self.fine = fine_sigmas(config)
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"model": self.student}
-
-    def optimizer(self, phase: str) -> OptimizerConfig | None:
-        return None
-
-    def active(self, phase: str, context: StepContext) -> bool:
-        return True
 
     def _velocity(self, network: nn.Module, drawn: Drawn, x: Tensor, t: Tensor, bare: bool = False) -> Tensor:
         batch = self.empty.fill(drawn.batch, torch.ones(len(x), dtype=torch.bool)) if bare else drawn.batch
@@ -154,10 +143,6 @@ class StepsTask:
             for who, (velocity, levels) in runs.items():
                 values[f"distance_{name}_{who}"] = float((denoise(velocity, noise, levels) - wanted).square().mean())
         return values
-
-    def sample(self, folder: Path, context: StepContext) -> None:
-        if self.render:
-            self.render(self.student, folder)
 
 
 def _per_sample(value_B: Tensor, like: Tensor) -> Tensor:
