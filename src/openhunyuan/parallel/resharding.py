@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from math import prod
 from typing import Any
 
@@ -70,21 +69,25 @@ def parts(
 ) -> Any:
     """A nested state with a ``Part`` in the place of every sharded tensor. Nothing is sent.
 
-    Of a block that several processes hold (replicas, or neighbours in tensor parallelism) one writes it, another one
-    for each tensor; what is not sharded, the main process.
+    Of a block that several processes hold (replicas, or neighbours in tensor parallelism) one writes it: the one that
+    has least to write so far. What is not sharded, the main process.
 
     then: what to keep of a tensor that this process writes.
     """
-    main, turns = world is None or world.is_main, count()
+    main = world is None or world.is_main
+    loads: dict[int, list[int]] = {}  # how many processes hold the same → values that each of them has been given
 
     def part(value: Tensor, order: Order | None) -> Any:
         if not isinstance(value, DTensor):
             return then(value) if main else None
-        turn, mesh = next(turns), value.device_mesh
-        mine = all(
-            not placement.is_replicate() or mesh.get_local_rank(dim) == turn % mesh.size(dim)
-            for dim, placement in enumerate(value.placements)
-        )
+        mesh, copies, place = value.device_mesh, 1, 0
+        for dim, placement in enumerate(value.placements):
+            if placement.is_replicate():
+                copies, place = copies * mesh.size(dim), place * mesh.size(dim) + mesh.get_local_rank(dim)
+        given = loads.setdefault(copies, [0] * copies)
+        writer = given.index(min(given))
+        given[writer] += value.numel()
+        mine = place == writer
         local = value.to_local()
         blocks = {run.start: then(local[run.within]) for run in runs(value, order)} if mine else {}
         return Part(tuple(value.shape), value.dtype, blocks)
