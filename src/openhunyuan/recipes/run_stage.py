@@ -343,6 +343,7 @@ class _LatentRun:
         else:
             state = whole(dit.state_dict(), orders(dit))
             self.world.once(lambda: self._save_model(filled(dit.config, {k: v.cpu() for k, v in state.items()})))
+        self.world.leave()
         return self.run_dir
 
     def _fitting(
