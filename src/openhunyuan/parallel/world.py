@@ -38,8 +38,16 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            backend, limit = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
+            restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+            if restarts is None or os.environ.get("LOCAL_WORLD_SIZE") != str(size):
+                dist.init_process_group(backend, timeout=limit)
+            else:
+                # torchrun's store outlives the processes, and with it the addresses of those before a restart: whoever
+                # is first would call them. On several machines the count differs; see docs/guides/cluster.md.
+                store, rank, _ = next(dist.rendezvous("env://", timeout=limit))
+                store = dist.PrefixStore(f"restart_{restarts}", store)
+                dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=size)
         return cls(dist.get_rank(), size)
 
     @property
