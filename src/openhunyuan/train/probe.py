@@ -171,11 +171,13 @@ class Trials:
         running = Running(log=(), heartbeat_seconds=0)
         trainer = Trainer(config, task, _Given(batch), folder, {}, self.device, self.layout, running)
         trainer.model.train()
-        trainer.train_step(batch)
+        # 'auto' may come to mean either: what needs more is tried.
+        dtype = torch.bfloat16 if config.autocast == "bfloat16" else None
+        trainer.train_step(batch, dtype)
         memory = HostMemory()
         if saves and self.device.type == "cpu":
             parts(trainer.state_dict(), then=memory.copies())
-        trainer.train_step(batch)
+        trainer.train_step(batch, dtype)
 
 
 class _Given:
