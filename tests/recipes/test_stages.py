@@ -1,6 +1,7 @@
 """The report's stages: their configs at every scale, links of the chain on micro networks, and what is refused."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from openhunyuan.recipes.scales import SIZES, aspect_buckets
 from openhunyuan.recipes.stage_costs import workloads
 from openhunyuan.recipes.stages import STAGES, LatentRecipe, VaeRecipe, shortened
 from openhunyuan.train.estimate import estimate
+from openhunyuan.train.metrics import read_metrics
 from openhunyuan.train.tasks.autoencode import TileSizes
+from tests.parallel.launch import launch
 
 MICRO = replace(
     SIZES["tiny"],
@@ -147,6 +150,36 @@ def test_new_picture_channels_change_nothing_at_first():
     inputs = (torch.tensor([500.0]), text, torch.ones(1, 3, dtype=torch.bool), torch.randn(1, 32))
     with torch.no_grad():
         torch.testing.assert_close(wide(torch.cat([x, torch.randn(1, 17, 2, 4, 4)], 1), *inputs), dit(x, *inputs))
+
+
+def test_micro_batches_are_found_by_probing_and_kept(micro_scale, micro_model_folder, tmp_path, capsys):
+    half = 0.5e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    start = ("--from", str(micro_model_folder))
+    assert go("flow-image-256", tmp_path, *start, "--memory", f"{half:.3f}") == 0
+    ((key, found),) = json.loads((tmp_path / "micro-batches.json").read_text()).items()
+    (stage,) = run_json(tmp_path, "flow-image-256")["train"]["stages"]
+    sizes = {f"{s['num_frames']}x{s['height']}x{s['width']}": s["batch_size"] for s in stage["shapes"]}
+    assert sizes == found and set(found.values()) == {STAGES["flow-image-256"]("tiny").global_batch}
+    assert go("flow-image-256", tmp_path, *start, "--memory", f"{half:.3f}") == 0  # the same run, from what is kept
+    assert list(json.loads((tmp_path / "micro-batches.json").read_text())) == [key]
+    capsys.readouterr()
+    assert go("flow-image-256", tmp_path, *start, "--name", "small", "--memory", "0.001") == 2
+    said = capsys.readouterr().err
+    assert "does not fit into 0.001 GB" in said and not (tmp_path / "small" / "checkpoints").exists()
+
+
+@pytest.mark.slow  # two processes
+@pytest.mark.parametrize("layout", [("--ring", "2"), ("--tensor", "2")])
+def test_a_stage_trains_with_a_video_s_tokens_or_the_network_on_two_processes(layout, tmp_path):
+    words = ("--from", "tiny", "--steps", "2", "--clips", "2", "--device", "cpu", "--runs-dir", tmp_path)
+    launch("openhunyuan", 2, "train", "flow-image-256", *words, *layout)
+    launch("openhunyuan", 1, "train", "flow-image-256", *words, "--name", "one")
+    many, one = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("flow-image-256", "one"))
+    losses = [[record["loss"] for record in records if "loss" in record] for records in (many, one)]
+    assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-2)
+    weights = [load_dit(tmp_path / name / "model" / "dit").state_dict() for name in ("flow-image-256", "one")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=0.05, atol=0.01)
 
 
 # -- links -----------------------------------------------------------------------------------------------------------

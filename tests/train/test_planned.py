@@ -83,3 +83,12 @@ def test_a_planned_run_trains_and_says_what_it_trains_on(data, tmp_path, caplog)
     assert "mixed: images:videos 1:1, 6 samples a step, 1 processes" in caplog.text
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sum('"loss"' in line for line in lines) == 4
+
+
+def test_what_memory_is_measured_with_has_the_longest_text(data):
+    for shape in STAGE.shapes:
+        ((weight, batch),) = source(data).longest(shape, 5)["parts"]
+        assert weight == 1 and batch["latents"].shape[:2] == (5, 2) and batch["text_states"].shape == (5, 4, 4)
+        frames, height, width = batch["latents"].shape[2:]
+        assert (4 * frames - 3, 8 * height, 8 * width) == (shape.num_frames, shape.height, shape.width)
+        assert bool(batch["text_mask"].all()) and len(batch["keys"]) == 5

@@ -27,7 +27,7 @@ from torch import Tensor
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.weights import read_header
 
-_DTYPES: dict[str, torch.dtype] = {
+DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -44,7 +44,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Readable(Protocol):
@@ -130,7 +130,7 @@ def stored_safetensors(path: Path) -> dict[str, StoredTensor]:
         if name == "__metadata__":
             continue
         try:
-            dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
             begin, end = entry["data_offsets"]
             good = 0 <= begin <= end and all(isinstance(size, int) and size >= 0 for size in shape)
             good = good and end - begin == prod(shape) * dtype.itemsize
@@ -235,7 +235,7 @@ def write_safetensors(
     for name in order:
         tensor = tensors[name]
         begin, end = end, end + prod(tensor.shape) * tensor.dtype.itemsize
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with _replacing(path) as temporary, temporary.open("wb") as file:

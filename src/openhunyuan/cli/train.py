@@ -60,6 +60,23 @@ class TrainOptions(Record):
     stored_texts: bool = Field(
         False, description="Stages on latents: train on the texts as encoded, not on texts assembled in every epoch."
     )
+    memory: float | None = Field(
+        None,
+        gt=0,
+        description="Stages on latents: GB of the device that training may use; the largest micro-batch of every "
+        "bucket that fits is found by trying, and kept in --runs-dir. Default: those of the scale.",
+    )
+    tensor: int = Field(
+        1, ge=1, description="Stages on latents, torchrun: processes that split heads and channels of the same samples."
+    )
+    ulysses: int = Field(
+        1,
+        ge=1,
+        description="Stages on latents, torchrun: processes that share a video's tokens and deal its heads out.",
+    )
+    ring: int = Field(
+        1, ge=1, description="Stages on latents, torchrun: such groups that pass a video's keys and values round."
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0 = as many as the machine has.")
     dry_run: bool = Field(
         False, description="Print parameters, operations, tokens, memory and time of the recipe, and start nothing."
@@ -70,8 +87,12 @@ class TrainOptions(Record):
     processes: int = Field(
         1, ge=1, description="--dry-run: processes (devices) that share the work, as under torchrun."
     )
-    replicas: int = Field(1, ge=1, description="--dry-run: groups of processes that each hold all weights (HSDP).")
-    recompute: bool = Field(False, description="--dry-run: activations within blocks are computed again, not kept.")
+    replicas: int = Field(
+        1, ge=1, description="Stages on latents, --dry-run: groups of processes that each hold all weights (HSDP)."
+    )
+    recompute: bool = Field(
+        False, description="Stages on latents, --dry-run: activations within blocks are computed again, not kept."
+    )
     log: tuple[Literal["wandb"], ...] = Field(
         (), description="wandb: metrics also go to Weights & Biases (an extra), beside metrics.jsonl and TensorBoard."
     )
@@ -91,7 +112,8 @@ class TrainOptions(Record):
     )
 
 
-STAGE_OPTIONS = ("scale", "from_", "name", "text_model", "clips", "perceptual", "stored_texts")
+LAYOUT = ("tensor", "ulysses", "ring")
+STAGE_OPTIONS = ("scale", "from_", "name", "text_model", "clips", "perceptual", "stored_texts", "memory", *LAYOUT)
 """What the embedded model's recipes do not take."""
 
 
@@ -124,7 +146,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError(unknown("recipe", name, [*RECIPES, *STAGES]))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
     runs_dir = Path(options.runs_dir)
-    _only_in_a_dry_run(options)
+    _only_in_a_dry_run(name, options)
     if name in STAGES:
         _check_stage_options(options)
     else:
@@ -162,8 +184,9 @@ def _train(name: str, options: TrainOptions, runs_dir: Path) -> int:
     return 0
 
 
-def _only_in_a_dry_run(options: TrainOptions) -> None:
-    given = [name for name in _DRY_RUN if getattr(options, name) != TrainOptions.model_fields[name].default]
+def _only_in_a_dry_run(name: str, options: TrainOptions) -> None:
+    only = [option for option in _DRY_RUN if name not in STAGES or option not in ("replicas", "recompute")]
+    given = [option for option in only if getattr(options, option) != TrainOptions.model_fields[option].default]
     if given and not options.dry_run:
         raise UserError(
             f"--{given[0].replace('_', '-')} is for --dry-run; add that. How many processes share a run is said by "
@@ -204,6 +227,9 @@ def _refuse_stage_options(name: str, options: TrainOptions) -> None:
 def _check_stage_options(options: TrainOptions) -> None:
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise UserError(f"--name is '{options.name}', but it must be the name of a directory, without a path.")
+    left_out = [name for name in LAYOUT if options.dry_run and getattr(options, name) > 1]
+    if left_out:
+        raise UserError(f"--dry-run counts replicas and recomputation, but not --{left_out[0]}; leave that out.")
     if options.data and not Path(options.data).is_dir():
         raise UserError(f"The folder {options.data} of --data does not exist.")
 
@@ -222,6 +248,7 @@ def _stage(name: str, options: TrainOptions, runs_dir: Path) -> int:
 
 
 def _chosen(options: TrainOptions) -> run_stage.Options:
+    from openhunyuan.parallel.apply import Layout
     from openhunyuan.recipes import run_stage
 
     return run_stage.Options(
@@ -235,6 +262,8 @@ def _chosen(options: TrainOptions) -> run_stage.Options:
         options.stored_texts,
         options.name,
         pick_device(options.device),
+        Layout(**{name: getattr(options, name) for name in ("replicas", "recompute", *LAYOUT)}),
+        options.memory,
     )
 
 

@@ -2,8 +2,8 @@
 
 Tensor (and sequence) parallelism first, then the tokens of a video over several processes (context parallelism), then
 recomputation or offload of activations, then compilation, then sharding over the processes that have other data or
-other tokens (FSDP2; with replicas of the shards, HSDP), a block at a time. States go in and out whole and in the
-network's own order, so a checkpoint is the same for every layout.
+other tokens (FSDP2; with replicas of the shards, HSDP), a block at a time. ``whole`` gathers a state in the network's
+own order; how it goes into files and out of them in parts, ``parallel.resharding`` knows.
 """
 
 from __future__ import annotations
@@ -200,15 +200,12 @@ def whole(state: Any, ordered: Orders = None, then: Callable[[Tensor], Any] = la
             return then(value)
         return then(order.join(value.full_tensor()) if order else value.full_tensor())
 
-    return _each(state, ordered, gathered)
+    return each(state, ordered, gathered)
 
 
-def reordered(state: Any, ordered: Orders) -> Any:
-    """A nested whole state in the order that a module holds it in, for ``placed_like`` and ``placed_states``."""
-    return _each(state, ordered, lambda value, order: order.split(value) if order and value.ndim else value)
+def each(state: Any, ordered: Orders, change: Callable[[Tensor, Order | None], Any]) -> Any:
+    """A nested state with ``change`` of every tensor, which is told how the tensor is ordered, in its place."""
 
-
-def _each(state: Any, ordered: Orders, change: Callable[[Tensor, Order | None], Any]) -> Any:
     def below(key: Any) -> Orders:
         if isinstance(ordered, Mapping):
             return ordered.get(key)
@@ -217,9 +214,9 @@ def _each(state: Any, ordered: Orders, change: Callable[[Tensor, Order | None], 
     if isinstance(state, Tensor):
         return change(state, ordered if isinstance(ordered, Order) else None)
     if isinstance(state, Mapping):
-        return {key: _each(value, below(key), change) for key, value in state.items()}
+        return {key: each(value, below(key), change) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(_each(value, below(place), change) for place, value in enumerate(state))
+        return type(state)(each(value, below(place), change) for place, value in enumerate(state))
     return state
 
 
@@ -229,16 +226,6 @@ def placed_like(value: Any, like: Any) -> Any:
         # Every process has the whole tensor: nothing is sent.
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return value
-
-
-def placed_states(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's saved whole state, cut as its parameters are."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    states = {
-        number: {name: placed_like(value, parameters[number]) for name, value in held.items()}
-        for number, held in saved["state"].items()
-    }
-    return {**saved, "state": states}
 
 
 def optimizer_orders(optimizer: torch.optim.Optimizer, module: nn.Module) -> Orders:

@@ -58,13 +58,14 @@ class Order:
 
     def split(self, whole: Tensor) -> Tensor:
         """From the module's own order to the one that can be cut into runs."""
-        return whole.index_select(self.dim, self._places().to(whole.device))
+        return whole.index_select(self.dim, self.places().to(whole.device))
 
     def join(self, ordered: Tensor) -> Tensor:
         """Back to the module's own order."""
-        return ordered.index_select(self.dim, self._places().argsort().to(ordered.device))
+        return ordered.index_select(self.dim, self.places().argsort().to(ordered.device))
 
-    def _places(self) -> Tensor:
+    def places(self) -> Tensor:
+        """For every place of the new order, the one in the module's own."""
         parts = [part.chunk(self.degree) for part in torch.arange(sum(self.parts)).split(self.parts)]
         return torch.cat([part[rank] for rank in range(self.degree) for part in parts])
 

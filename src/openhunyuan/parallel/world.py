@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None
+    """the connections that are used; None: those of the whole job"""
 
     @classmethod
     def join(cls, device: torch.device, timeout: float = TIMEOUT) -> World:
@@ -36,8 +38,16 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            backend, limit = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
+            restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+            if restarts is None or os.environ.get("LOCAL_WORLD_SIZE") != str(size):
+                dist.init_process_group(backend, timeout=limit)
+            else:
+                # torchrun's store outlives the processes, and with it the addresses of those before a restart: whoever
+                # is first would call them. On several machines the count differs; see docs/guides/cluster.md.
+                store, rank, _ = next(dist.rendezvous("env://", timeout=limit))
+                store = dist.PrefixStore(f"restart_{restarts}", store)
+                dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=size)
         return cls(dist.get_rank(), size)
 
     @property
@@ -50,7 +60,7 @@ class World:
         if self.size == 1:
             return dict(values)
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, dict(values))
+        dist.all_gather_object(gathered, dict(values), group=self.group)
         total: dict[str, float] = {}
         for held in gathered:
             for name, value in held.items():
@@ -67,10 +77,33 @@ class World:
                 outcome[0] = work()
             except Exception as error:
                 outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def every(self, work: Callable[[], T]) -> list[T]:
+        """``work()`` done by every process; each gets all results, by rank, or the first exception."""
+        if self.size == 1:
+            return [work()]
+        mine: tuple[Any, Exception | None] = (None, None)
+        try:
+            mine = work(), None
+        except Exception as error:
+            mine = None, error
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, mine, group=self.group)
+        for _, error in gathered:
+            if error is not None:
+                raise error
+        return [result for result, _ in gathered]
+
+    def apart(self) -> World:
+        """The same processes with connections of their own (gloo), for a thread: what it agrees on with its like does
+        not meet what the main threads do. Called by all processes together."""
+        if self.size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT)))
 
     def leave(self) -> None:
         """End the connections, once all processes are here: who leaves early takes those of the others along."""

@@ -68,8 +68,8 @@ class Origin:
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights of the parent run's model, fp32."""
         assert self.checkpoint is not None
-        state = checkpoint.load(self.checkpoint)
-        return state["ema"]["shadow"] if state["ema"] else state["modules"]["model"]
+        state = checkpoint.opened(self.checkpoint)
+        return checkpoint.read(state["ema"]["shadow"] if state["ema"] else state["modules"]["model"])
 
 
 NOTHING = Origin({"from": None})

@@ -28,7 +28,8 @@ from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.load import LoadedModel, save_dit, save_model_folder, save_vae
 from openhunyuan.models.lora import Adapters, new_lora
 from openhunyuan.models.vae.model import CausalVAE
-from openhunyuan.parallel.apply import Layout, whole
+from openhunyuan.parallel.apply import ALONE, Layout, check_layout, whole
+from openhunyuan.parallel.tensor import orders
 from openhunyuan.parallel.world import World
 from openhunyuan.recipes.clip_source import CuratedClips
 from openhunyuan.recipes.lineage import Base, Origin, check_network, check_sizes, check_unchanged, find_origin
@@ -40,11 +41,13 @@ from openhunyuan.recipes.stages import STAGES, LatentRecipe, Made, VaeRecipe, sh
 from openhunyuan.recipes.tiny_flow import CPU, render_samples
 from openhunyuan.recipes.tiny_vae import fitted_vae
 from openhunyuan.recipes.world_source import WorldClips, heldout_clips
-from openhunyuan.train.config import BatchShape
+from openhunyuan.train.config import BatchShape, TrainConfig
 from openhunyuan.train.latent_scale import channel_statistics, fold_normalisation
 from openhunyuan.train.loop import Batch, Source, Task, Trainer
 from openhunyuan.train.perceptual import perceptual_network
 from openhunyuan.train.planned import PlannedBatches
+from openhunyuan.train.probe import KEPT, Trials, device_name, memory_limit, probed
+from openhunyuan.train.running import chosen_running
 from openhunyuan.train.tasks.autoencode import AutoencodeTask
 from openhunyuan.train.tasks.flow import EmptyText, FlowConfig, FlowTask
 from openhunyuan.train.tasks.guidance import GuidanceConfig, GuidanceTask, student_of
@@ -70,6 +73,8 @@ class Options:
     stored_texts: bool = False
     name: str | None = None
     device: torch.device = CPU
+    layout: Layout = ALONE
+    memory: float | None = None
 
     def recipe(self, stage: str) -> Made:
         """The stage's config at the scale, shortened if asked."""
@@ -88,6 +93,8 @@ def train(stage: str, runs_dir: Path, options: Options) -> Path:
     run_dir = runs_dir / (options.name or stage)
     check_unchanged(run_dir, origin.record)
     if isinstance(recipe, VaeRecipe):
+        if options.layout != ALONE or options.memory is not None:
+            raise UserError(f"{stage} trains a VAE in one process; --memory and layouts are for stages on latents.")
         return _train_vae(stage, recipe, origin, run_dir, options)
     return _LatentRun(stage, recipe, origin, run_dir, options).train()
 
@@ -194,6 +201,14 @@ class _LatentRun:
         self.world = World.join(options.device)
         if recipe.lora and self.world.size > 1:
             raise UserError("A LoRA is trained in one process; start it without torchrun.")
+        if options.memory is not None and self.world.size > 1:
+            raise UserError(
+                "Memory is probed in one process: find the micro-batches with --memory there, without torchrun, and "
+                "start this without it."
+            )
+        recompute = options.layout.recompute or (SIZES[options.scale].recompute and not options.layout.offload)
+        self.layout = options.layout.model_copy(update={"recompute": recompute and not recipe.lora})
+        check_layout(self.layout, self.world.size)
         self.held = self._held()
         self.base = self._base()
         self.model = self._open()
@@ -287,14 +302,15 @@ class _LatentRun:
         self.recipe = recipe = self._as_the_data(datasets)
         config = recipe.train.model_copy(update={"name": self.options.name or recipe.train.name})
         sizes = self.held or self.sizes.dit
+        rank, ranks = self.layout.data_rank(self.world)
         source = PlannedBatches(
             datasets,
             CostModel.flops(sizes, self.sizes.text_tokens),
             recipe.global_batch,
             recipe.images_to_videos,
             seed=config.seed,
-            rank=self.world.rank,
-            world_size=self.world.size,
+            rank=rank,
+            world_size=ranks,
             image_scales=recipe.image_scales,
         )
         for planned in config.stages:
@@ -318,15 +334,39 @@ class _LatentRun:
             "image_share": self._share(),
             "stored_texts": self.options.stored_texts,
         }
-        layout = Layout(recompute=self.sizes.recompute and not recipe.lora)
-        trainer = Trainer(config, task, source, self.run_dir, record, self.options.device, layout)
+        if self.options.memory is not None:
+            config = self._fitting(config, task, source, dit.config, self.options.memory)
+        trainer = Trainer(config, task, source, self.run_dir, record, self.options.device, self.layout)
         trainer.run()
         if adapters is not None:
             self._save_lora(adapters, dit.config)
         else:
-            state = whole(dit.state_dict())
+            state = whole(dit.state_dict(), orders(dit))
             self.world.once(lambda: self._save_model(filled(dit.config, {k: v.cpu() for k, v in state.items()})))
+        self.world.leave()
         return self.run_dir
+
+    def _fitting(
+        self, config: TrainConfig, task: Task, source: PlannedBatches, dit: DiTConfig, gigabytes: float
+    ) -> TrainConfig:
+        """The config with the largest micro-batches that the memory takes."""
+        device = self.options.device
+        limit = memory_limit(gigabytes, device)
+        trials = Trials(config, task, device, source.longest, limit, self.layout)
+        depends_on = {
+            "device": device_name(device),
+            "stage": self.stage,
+            "recipe": self.recipe.model_dump(mode="json", exclude={"train"}),
+            "dit": dit.model_dump(mode="json"),
+            "layout": self.layout.model_dump(mode="json"),
+            "text_tokens": source.longest(config.stages[0].shapes[0], 1)["parts"][0][1]["text_mask"].shape[1],
+            "async_save": chosen_running().async_save,
+        }
+        kept = self.run_dir.parent / KEPT
+        found = probed(config, trials.peak, self.recipe.global_batch, limit, kept, depends_on)
+        for planned in found.stages:
+            source.plan(planned)
+        return found
 
     def _task(self, empty: EmptyText, validation: dict[str, Batch]) -> tuple[Task, DiT, Adapters | None]:
         """The task, the transformer it trains, and the LoRA on it where only that is trained."""

@@ -5,8 +5,14 @@
         state.json              the plain values and where the tensors go
         modules.safetensors     one file for each top-level entry of the state that holds tensors
 
-A folder is filled under another name and renamed when it is whole, so a crash or a full disk leaves the checkpoints
-before it as they were.
+Of sharded tensors every process writes what it holds, and nothing is gathered:
+
+        modules-00003.safetensors   what process 3 wrote; a block's name is its tensor's with the place where it starts
+                                    in the whole tensor ("modules/model/proj.weight@96,0")
+
+A block's place is in the network's own order, and ``state.json`` has the shapes of the whole tensors, so any layout
+reads what any other wrote. A folder is filled under another name and renamed by the main process when all have written
+and it is whole, so a crash or a full disk leaves the checkpoints before it as they were.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +32,11 @@ from torch import Tensor, nn
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
-from openhunyuan.base.tensorfile import write_safetensors
-from openhunyuan.base.weights import load_safetensors
+from openhunyuan.base.tensorfile import DTYPE_NAMES, DTYPES, StoredTensor, stored_safetensors, write_safetensors
+from openhunyuan.parallel.resharding import Part, Place, Stored
+from openhunyuan.parallel.world import World
 
-FORMAT = "openhunyuan-checkpoint-1"
+FORMAT, SHARDED = "openhunyuan-checkpoint-1", "openhunyuan-checkpoint-2"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8})$")
@@ -50,31 +58,44 @@ def fingerprint(module: nn.Module) -> dict[str, Any]:
 
 
 def save(
-    run_dir: Path, steps_done: int, state: Mapping[str, Any], keep: int, about: Mapping[str, Any] | None = None
+    run_dir: Path,
+    steps_done: int,
+    state: Mapping[str, Any],
+    keep: int,
+    about: Mapping[str, Any] | None = None,
+    world: World | None = None,
 ) -> Path:
-    """Write a checkpoint and drop the oldest beyond ``keep``.
+    """Write a checkpoint and drop the oldest beyond ``keep``. Several processes call it together.
 
-    state: nested dicts, lists and tuples of tensors and plain values. about: what it is of (JSON), kept in the manifest
-    and compared by ``check_same``.
+    state: nested dicts, lists and tuples of tensors and plain values, with a ``Part`` where a tensor is sharded. Of
+    the others, those of the main process are written. about: what it is of (JSON), kept in the manifest and compared by
+    ``check_same``.
 
     Raises:
-        OSError: it cannot be written (disk full, …), in one sentence; the checkpoints before it are untouched.
+        OSError: it cannot be written (disk full, …), in one sentence, in all processes; the checkpoints before it are
+            untouched.
     """
+    world = world or World()
     folder = run_dir / "checkpoints"
     path = folder / f"step_{steps_done:08d}"
     partial = path.with_name(path.name + _PARTIAL)
+    tensors: dict[str, Tensor | Part] = {}
+    tree = _pack(state, (), tensors)
+    sharded = any(isinstance(tensor, Part) for tensor in tensors.values())
+    manifest: dict[str, Any] = {
+        "format": SHARDED if sharded else FORMAT,
+        "step": steps_done,
+        "about": dict(about or {}),
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"*{_PARTIAL}"):
-            shutil.rmtree(left)
-        partial.mkdir()
-        _write(partial, steps_done, state, about or {})
-        if path.exists():
-            _remove(path)
-        partial.rename(path)
-        _sync(folder)
+        world.once(lambda: _begin(folder, partial))
+        held = _files(tensors, sharded, world)
+        written = world.every(lambda: _write(partial, held, tree if world.is_main else None))
+        manifest["files"] = {name: entry for files in written for name, entry in files.items()}
+        world.once(lambda: _publish(partial, path, manifest))
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
         before = checkpoints(run_dir)
         last = f"the last good one is {before[-1][1].name}" if before else "there is none before it"
         raise OSError(
@@ -82,37 +103,76 @@ def save(
             f"The checkpoint of step {steps_done} cannot be written to {folder} ({error.strerror or error}); {last}: "
             "make room and start the run again to go on from it",
         ) from error
-    for _, old in checkpoints(run_dir)[:-keep]:
-        _remove(old)
+    world.once(lambda: _keep(run_dir, keep))
     return path
 
 
-def _write(folder: Path, steps_done: int, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    tensors: dict[str, Tensor] = {}
-    tree = _pack(state, (), tensors)
-    parts: dict[str, dict[str, _Copied]] = {}
+def _begin(folder: Path, partial: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"*{_PARTIAL}"):
+        shutil.rmtree(left)
+    partial.mkdir()
+
+
+def _files(tensors: Mapping[str, Tensor | Part], sharded: bool, world: World) -> dict[str, dict[str, _Copied]]:
+    """What this process writes: file name → tensors by name."""
+    files: dict[str, dict[str, _Copied]] = {}
+    suffix = f"-{world.rank:05d}.safetensors" if sharded else ".safetensors"
     for name, tensor in tensors.items():
-        parts.setdefault(name.split("/")[0], {})[name] = _Copied(tensor)
-    for part, held in parts.items():
-        write_safetensors(folder / f"{part}.safetensors", held)
-    (folder / STATE).write_text(json.dumps(tree))
-    files = {}
-    for path in sorted(folder.iterdir()):
+        file = name.split("/")[0] + suffix
+        if isinstance(tensor, Part):
+            for start, block in tensor.blocks.items():
+                files.setdefault(file, {})[_block_name(name, start)] = _Copied(block)
+        elif world.is_main:
+            whole = _block_name(name, (0,) * tensor.ndim) if sharded else name
+            files.setdefault(file, {})[whole] = _Copied(tensor)
+    return files
+
+
+def _write(folder: Path, files: Mapping[str, Mapping[str, _Copied]], tree: Any) -> dict[str, dict[str, Any]]:
+    """Write files, and the state's plain values where a process is given them. File name → its bytes and SHA-256."""
+    for name, held in files.items():
+        write_safetensors(folder / name, held)
+    if tree is not None:
+        (folder / STATE).write_text(json.dumps(tree))
+    written = {}
+    for path in [folder / name for name in (*files, *([] if tree is None else [STATE]))]:
         _sync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    manifest = {"format": FORMAT, "step": steps_done, "about": dict(about), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _sync(folder / MANIFEST)
-    _sync(folder)
+        written[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return written
 
 
-def damage(path: Path) -> str | None:
-    """Why a checkpoint cannot be trusted (every file is read and its checksum compared), or None when it is whole."""
+def _publish(partial: Path, path: Path, manifest: Mapping[str, Any]) -> None:
+    """The manifest, and the folder under its name."""
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _sync(partial / MANIFEST)
+    _sync(partial)
+    if path.exists():
+        _remove(path)
+    partial.rename(path)
+    _sync(path.parent)
+
+
+def _keep(run_dir: Path, keep: int) -> None:
+    for _, old in checkpoints(run_dir)[:-keep]:
+        _remove(old)
+
+
+def damage(path: Path, world: World | None = None) -> str | None:
+    """Why a checkpoint cannot be trusted (every file is read and its checksum compared), or None when it is whole.
+
+    Several processes call it together, and each reads some of the files.
+    """
+    world = world or World()
+    return next((reason for reason in world.every(lambda: _damage(path, world)) if reason), None)
+
+
+def _damage(path: Path, world: World) -> str | None:
     try:
         manifest = read_manifest(path)
     except UserError as error:
         return str(error)
-    for name, wanted in manifest["files"].items():
+    for name, wanted in list(manifest["files"].items())[world.rank :: world.size]:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
@@ -127,36 +187,43 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A checkpoint's manifest; UserError when it cannot be read or is of another format."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] == FORMAT and isinstance(manifest["files"], dict):
+        if manifest["format"] in (FORMAT, SHARDED) and isinstance(manifest["files"], dict):
             return manifest
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(f"{path / MANIFEST} is not a manifest of this version")
 
 
-def newest(run_dir: Path) -> Path | None:
-    """The newest checkpoint that is whole, or None where there is none at all.
+def newest(run_dir: Path, world: World | None = None) -> Path | None:
+    """The newest checkpoint that is whole, or None where there is none at all. Several processes call it together.
 
     Damaged ones newer than it are reported and renamed, so that they are neither used nor counted again.
 
     Raises:
         UserError: there are checkpoints and none of them is whole.
     """
-    held, damaged = checkpoints(run_dir), []
+    world = world or World()
+    held, damaged = world.once(lambda: checkpoints(run_dir)), []
     for _, path in reversed(held):
-        reason = damage(path)
+        reason = damage(path, world)
         if reason is None:
-            for bad, why in damaged:
-                get_logger("train").warning("%s is damaged (%s); going on from %s", bad, why, path.name)
-                bad.rename(bad.with_name(bad.name + _DAMAGED))
-            return path
+            break
         damaged.append((path, reason))
-    if damaged:
-        raise UserError(
-            f"No checkpoint in {run_dir / 'checkpoints'} is whole ({damaged[0][0].name}: {damaged[0][1]}); "
-            "delete the run's directory to start it again."
-        )
-    return None
+    else:
+        if damaged:
+            raise UserError(
+                f"No checkpoint in {run_dir / 'checkpoints'} is whole ({damaged[0][0].name}: {damaged[0][1]}); "
+                "delete the run's directory to start it again."
+            )
+        return None
+    world.once(lambda: _set_aside(damaged, path))
+    return path
+
+
+def _set_aside(damaged: list[tuple[Path, str]], used: Path) -> None:
+    for bad, why in damaged:
+        get_logger("train").warning("%s is damaged (%s); going on from %s", bad, why, used.name)
+        bad.rename(bad.with_name(bad.name + _DAMAGED))
 
 
 def check_same(path: Path, about: Mapping[str, Any]) -> None:
@@ -184,16 +251,34 @@ def _described(module: Mapping[str, Any] | None) -> str:
     return "nothing" if module is None else f"a {module['type']} of {module['parameters']:,} parameters"
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: safetensors and JSON only. Raises UserError when a file is missing or cannot be read."""
+def opened(path: Path) -> dict[str, Any]:
+    """A checkpoint's state with a ``Stored`` in the place of each tensor: safetensors and JSON only, and of the tensors
+    nothing is read yet. Raises UserError when a file is missing or cannot be read, or blocks of a tensor are."""
     try:
-        tensors: dict[str, Tensor] = {}
-        for name in read_manifest(path)["files"]:
+        manifest = read_manifest(path)
+        blocks: dict[str, dict[Place, StoredTensor]] = {}
+        for name in manifest["files"]:
             if name != STATE:
-                tensors |= load_safetensors(path / name)
-        return _unpack(json.loads((path / STATE).read_text()), tensors)
+                for key, tensor in stored_safetensors(path / name).items():
+                    whole, start = _parsed(key) if manifest["format"] == SHARDED else (key, (0,) * len(tensor.shape))
+                    blocks.setdefault(whole, {})[start] = tensor
+        return _unpack(json.loads((path / STATE).read_text()), blocks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({error})") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's state with whole tensors, whatever layout wrote it. Raises UserError as ``opened`` does."""
+    return read(opened(path))
+
+
+def read(state: Any) -> Any:
+    """A state, or a part of one, with whole tensors for every ``Stored``."""
+    if isinstance(state, Stored):
+        return state.read()
+    if isinstance(state, Mapping):
+        return {key: read(value) for key, value in state.items()}
+    return type(state)(read(value) for value in state) if isinstance(state, list | tuple) else state
 
 
 # -- a state as tensors and JSON -------------------------------------------------------------------------------------
@@ -217,12 +302,14 @@ class _Copied:
         return self.tensor.detach().cpu()
 
 
-def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
+def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor | Part]) -> Any:
     """JSON in which every container says what it is, and a tensor is named by its place in the state."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | Part):
         name = "/".join(place)
         tensors[name] = value
-        return {"tensor": name}
+        if isinstance(value, Tensor):
+            return {"tensor": name}
+        return {"sharded": {"name": name, "shape": list(value.shape), "dtype": DTYPE_NAMES[value.dtype]}}
     if isinstance(value, Mapping):
         return {"dict": [[key, _pack(item, (*place, str(key)), tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
@@ -233,16 +320,31 @@ def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> Any
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} ({'/'.join(place)})")
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(value: Any, blocks: Mapping[str, Mapping[Place, StoredTensor]]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content]
+        ((_, whole),) = blocks[content].items()
+        return Stored(whole.shape, whole.dtype, blocks[content])
+    if kind == "sharded":
+        shape, held = tuple(content["shape"]), blocks.get(content["name"], {})
+        if sum(prod(block.shape) for block in held.values()) != prod(shape):
+            raise ValueError(f"blocks of {content['name']} are missing")
+        return Stored(shape, DTYPES[content["dtype"]], held)
     if kind == "dict":
-        return {key: _unpack(item, tensors) for key, item in content}
-    items = [_unpack(item, tensors) for item in content]
+        return {key: _unpack(item, blocks) for key, item in content}
+    items = [_unpack(item, blocks) for item in content]
     return items if kind == "list" else tuple(items)
+
+
+def _block_name(tensor: str, start: Place) -> str:
+    return f"{tensor}@{','.join(map(str, start))}"
+
+
+def _parsed(block: str) -> tuple[str, Place]:
+    name, _, start = block.rpartition("@")
+    return name, tuple(int(place) for place in start.split(",") if place)
 
 
 def _sha256(path: Path) -> str:

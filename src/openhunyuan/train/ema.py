@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from openhunyuan.parallel.apply import local, placed_like
+from openhunyuan.parallel.apply import local
 
 
 class EMA:
@@ -29,10 +29,9 @@ class EMA:
         return {"updates": self.updates, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict) -> None:
+        """The shadow has to be sharded as the module is."""
         self.updates = int(state["updates"])
-        self.shadow = {
-            k: placed_like(v.to(self.shadow[k].device, copy=True), self.shadow[k]) for k, v in state["shadow"].items()
-        }
+        self.shadow = {k: v.to(self.shadow[k].device, copy=True) for k, v in state["shadow"].items()}
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:

@@ -29,12 +29,10 @@ from openhunyuan.parallel.apply import (
     check,
     make_mesh,
     optimizer_orders,
-    placed_like,
-    placed_states,
-    reordered,
     whole,
 )
 from openhunyuan.parallel.apply import apply as parallelize
+from openhunyuan.parallel.resharding import parts, placed_all, placed_states
 from openhunyuan.parallel.tensor import orders
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint, optim
@@ -252,16 +250,20 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        state = reordered(state, self._orders)
+        """state: of any layout, in the network's order; tensors whole, or still in files (``checkpoint.opened``)."""
         self.step = int(state["step"])
         for name, module in self.modules.items():
-            held = module.state_dict()
-            module.load_state_dict({k: placed_like(v, held.get(k)) for k, v in state["modules"][name].items()})
+            module.load_state_dict(
+                placed_all(state["modules"][name], module.state_dict(), self._orders["modules"][name])
+            )
         for name, optimizers in self.optimizers.items():
-            for optimizer, saved in zip(optimizers, state["optimizers"][name], strict=True):
-                optimizer.load_state_dict(placed_states(optimizer, saved))
+            known = self._orders["optimizers"][name]
+            for optimizer, saved, ordered in zip(optimizers, state["optimizers"][name], known, strict=True):
+                optimizer.load_state_dict(placed_states(optimizer, saved, ordered))
         if self.ema:
-            self.ema.load_state_dict(state["ema"])
+            held = state["ema"]
+            shadow = placed_all(held["shadow"], self.ema.shadow, self._orders["ema"]["shadow"])
+            self.ema.load_state_dict({**held, "shadow": shadow})
         self.autocast = state["autocast"]
         self.watch.load_state_dict(state["losses"])
         self.window.load_state_dict(state.get("window") or Window().state_dict())
@@ -271,7 +273,9 @@ class Trainer:
         ``wait``, some time before the next one is."""
         if self._saved != self.step:
             self.alive("saving")
-            stood_still = self.saver.save(self.step, lambda then: whole(self.state_dict(), self._orders, then))
+            stood_still = self.saver.save(
+                self.step, lambda then: parts(self.state_dict(), self._orders, then, self.world)
+            )
             self.window.add({"save_stall": stood_still})
             self._saved = self.step
         if wait:
@@ -285,11 +289,11 @@ class Trainer:
         """
         self.alive()
         self.saver.wait()
-        found = self.world.once(lambda: checkpoint.newest(self.run_dir))
+        found = checkpoint.newest(self.run_dir, self.world)
         if found is None:
             return False
         checkpoint.check_same(found, self.about)
-        self.load_state_dict(checkpoint.load(found))
+        self.load_state_dict(checkpoint.opened(found))
         self._saved = self.step
         return True
 

@@ -71,6 +71,18 @@ class PlannedBatches:
                 get_logger("train").info("%s: %s", stage.name, line)
         return self._plans[stage]
 
+    def longest(self, shape: BatchShape, count: int) -> Batch:
+        """A micro-batch for measuring memory: ``count`` empty samples of a bucket, with the longest text of the data as
+        it was encoded."""
+        numbers = range(len(self.places))
+        dataset, row = self.places[max(numbers, key=lambda n: len(self.places[n][0][self.places[n][1]].states))]
+        sample: LatentSample = dataset[row]
+        latent = VideoSize(shape.num_frames, shape.height, shape.width).latent
+        size = (len(sample.latents), latent.frames, latent.height, latent.width)
+        empty = replace(sample, latents=torch.zeros(size, dtype=sample.latents.dtype), logvar=None)
+        keys = {"keys": torch.tensor([(n, 0) for n in range(count)])}
+        return {"parts": [(1.0, collate([empty] * count) | keys)]}
+
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         """The micro-batches of this process at a step of the run, with their weights.
 

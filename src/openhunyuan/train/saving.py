@@ -1,8 +1,7 @@
 """Saving while training goes on: the state is copied to the host, and a thread writes the copy.
 
-What is written, and how it is published, is ``train.checkpoint``'s matter. Of several processes all take part in
-gathering, a tensor at a time; the main one keeps the copy and writes the whole state, so that a checkpoint is the same
-for every layout.
+What is written, and how it is published, is ``train.checkpoint``'s matter. Of several processes each copies and writes
+its own part. Their threads agree over connections of their own, so that they and training never wait for each other.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ class Saver:
     ) -> None:
         self.run_dir, self.keep, self.about = run_dir, keep, about
         self.world, self.background = world or World(), background
+        self.threads = self.world.apart() if background else self.world
         self.pool: ThreadPoolExecutor | None = None
         self.writing: Future[Path] | None = None
         self.host = HostMemory()
@@ -38,25 +38,23 @@ class Saver:
     def save(self, step: int, gather: Callable[[Callable[[Tensor], Any]], Mapping[str, Any]]) -> float:
         """Save the state after ``step`` steps; returns the seconds for which training stood still.
 
-        gather: makes the state of what the given function returns for each of its tensors (``parallel.apply.whole``).
-        With ``background`` the checkpoint is there when ``wait`` returns, and not before.
+        gather: makes the state of what the given function returns for each tensor that this process writes
+        (``parallel.resharding.parts``). With ``background`` the checkpoint is there when ``wait`` returns, and not
+        before.
 
         Raises:
             OSError: this checkpoint, or with ``background`` the one before it, cannot be written.
         """
         started = time.perf_counter()
         self.wait()
-        if self.background or self.world.size > 1:
-            state = gather(self.host.copies() if self.world.is_main else lambda _: None)
+        state = gather(self.host.copies() if self.background else lambda tensor: tensor)
+        write = partial(checkpoint.save, self.run_dir, step, state, self.keep, self.about, self.threads)
+        if self.background:
             self.host.ready()
-        else:
-            state = gather(lambda tensor: tensor)
-        write = partial(checkpoint.save, self.run_dir, step, state, self.keep, self.about)
-        if not self.background:
-            self.world.once(write)
-        elif self.world.is_main:
             self.pool = self.pool or ThreadPoolExecutor(1, "checkpoint")
             self.writing = self.pool.submit(write)
+        else:
+            write()
         return time.perf_counter() - started
 
     @property
@@ -71,7 +69,7 @@ class Saver:
             OSError: it could not be.
         """
         if self.background:
-            self.world.once(self._result)
+            self.world.every(self._result)
 
     def _result(self) -> None:
         writing, self.writing = self.writing, None
