@@ -153,10 +153,14 @@ def look(measure: Measure, sample: Sample) -> tuple[dict[str, Any], float]:
     return reader.finish(), time.process_time() - start
 
 
-def measure_all(samples: Iterator[Sample], file: Any = None) -> Tally:
-    measures: tuple[Measure, ...] = (Overlay(), Watermark(), Clarity(), Blur())
+def measure_all(samples: Iterator[Sample], what: str = "both", file: Any = None) -> Tally:
+    measures: list[Measure] = [] if what == "blur" else [Overlay(), Watermark()]
+    measures += [] if what == "mark" else [Clarity(), Blur()]
     tally = Tally()
+    left_out = {"mark": "blur", "blur": "mark"}.get(what)
     for sample in samples:
+        if left_out and sample.spoiled.startswith(left_out):
+            continue
         row: dict[str, Any] = {"group": sample.group, "spoiled": sample.spoiled, "name": sample.name}
         for measure in measures:
             for_this = "blur" if measure.group == "clarity" else "mark"
@@ -223,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, help="folder of real videos")
     parser.add_argument("--marks", type=int, default=2, help="marks pasted on each real shot")
     parser.add_argument("--folder", type=Path, default=Path("outputs/small-networks"), help="rendered footage")
+    parser.add_argument("--what", choices=("both", "mark", "blur"), default="both", help="which network")
     parser.add_argument("--scores", type=Path, help="file of every score, JSON lines")
     args = parser.parse_args(argv)
 
@@ -233,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             yield from real(args.real, args.seed, args.marks)
 
     file = args.scores.open("w") if args.scores else None
-    tally = measure_all(samples(), file)
+    tally = measure_all(samples(), args.what, file)
     print(table(tally.rows))
     print()
     print(costs(tally.seconds))

@@ -22,8 +22,8 @@ CELL = 8
 CONFIG = SmallTrainConfig(
     network="blur",
     size=64,
-    pairs=12000,
-    steps=2500,
+    pairs=14000,
+    steps=5000,
     batch_size=32,
     optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.01, warmup_steps=60),
 )

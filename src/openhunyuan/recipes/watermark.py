@@ -20,14 +20,14 @@ from openhunyuan.train.estimate import Workload
 from openhunyuan.train.tasks.small import SmallTrainConfig, small_workloads, train_small
 
 CELL = 8
-WORLDS = 80
+WORLDS = 160
 """Clips of the world among which backgrounds are drawn."""
 
 CONFIG = SmallTrainConfig(
     network="watermark",
     size=128,
-    pairs=3500,
-    steps=1500,
+    pairs=4500,
+    steps=2200,
     batch_size=16,
     optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.01, warmup_steps=60),
 )

@@ -161,9 +161,9 @@ def place(rng: Rng, mark: Mark, height: int, width: int) -> tuple[int, int]:
     margin = rng.uniform(0.01, 0.08) * min(height, width)
     draw = rng.random()
     near_x, near_y = (float(rng.choice([margin, free - margin])) for free in (free_x, free_y))
-    if draw < 0.6:
+    if draw < 0.68:
         x, y = near_x, near_y
-    elif draw < 0.8:
+    elif draw < 0.9:
         middle = rng.random() < 0.5
         x, y = (free_x / 2, near_y) if middle else (near_x, free_y / 2)
     else:
@@ -189,7 +189,9 @@ def background(rng: Rng, frames: int, height: int, width: int) -> Frames:
     cv2: Any = require("cv2", extra="train", package="opencv-python-headless")
     picture = small_photograph(rng) if rng.random() < 0.65 else texture(rng, 180, 220)
     picture = toned(rng, picture) if rng.random() < 0.5 else picture
-    still = rng.random() < 0.35
+    if rng.random() < 0.2:  # a night scene: most of it is black
+        picture = (picture.astype(np.float32) - rng.uniform(40, 110)).clip(0, 255).astype(np.uint8)
+    still = rng.random() < 0.45
     reach = rng.uniform(1.05, 1.6)
     scale = reach * max(height / picture.shape[0], width / picture.shape[1])
     speed = 0.0 if still else float(np.exp(rng.uniform(np.log(1.0), np.log(25.0))))

@@ -1,7 +1,8 @@
 """Blur by a small network that was trained on blur of known width (`openhunyuan train blur`).
 
-The network says for each cell of a picture how wide blur is there, how sure it is, and whether it is motion blur. A
-picture is as clear as its clear parts: a face in front of an unsharp wall is in focus.
+The network says for each cell of a picture how wide blur is there and how sure it is. A picture is as clear as its
+clear parts: a face in front of an unsharp wall is in focus. Its third answer, whether blur comes from motion, is not
+used: it was hardly learned (docs/results/small-networks.md).
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from openhunyuan.curate.measures.packaged import Packaged, looks, small_picture
 LOOKS = 6
 """Looks at a clip, spread over it."""
 
+TILE = 64
+"""Side of the squares that the network sees, as in its training."""
+
 FLOOR = 6.0
-"""Least standard deviation that a picture is scaled by, in levels: noise on an even wall is not to become texture."""
+"""Least standard deviation that a tile is scaled by, in levels: noise on an even wall is not to become texture."""
 
 
 class Blur(Packaged):
     """Columns: `width`, how wide a sharp edge has become, in per cent of the shorter side (as `clarity.edge_width`:
-    the step over its steepest slope), median over the looks; `motion`, the chance that what blur there is comes from
-    motion, 0..1. Null where nothing in the clip has an edge.
+    the step over its steepest slope), median over the looks. Null where the network is sure of nothing in the clip.
     """
 
     name: ClassVar[str] = "blur"
     version: ClassVar[int] = 1
     group: ClassVar[str] = "clarity"
-    columns: ClassVar = ("width", "motion")
+    columns: ClassVar = ("width",)
     proxy: ClassVar[str] = "a small network, trained on synthetic blur alone"
     network: ClassVar[str] = "blur"
 
@@ -45,8 +48,20 @@ class Blur(Packaged):
         return _Reader(self, clip)
 
 
+def tiles(picture: np.ndarray) -> list[np.ndarray]:
+    """The picture in squares of `TILE`, which overlap where its sides are no multiples; a smaller one is mirrored on.
+
+    The network is shown what it was trained on: in squares of that size its cells see the border.
+    """
+    missing = [max(0, TILE - side) for side in picture.shape[:2]]
+    if any(missing):
+        picture = np.pad(picture, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+    ys, xs = (np.linspace(0, side - TILE, -(-side // TILE)).round().astype(int) for side in picture.shape[:2])
+    return [picture[y : y + TILE, x : x + TILE] for y in ys for x in xs]
+
+
 def network_input(rgb: np.ndarray) -> np.ndarray:
-    """float32 [3, h, w] for `BlurNet` from uint8 [h, w, 3]: without mean, scaled by the picture's own spread."""
+    """float32 [3, h, w] for `BlurNet` from a tile, uint8 [h, w, 3]: without mean, scaled by the tile's own spread."""
     x = rgb.astype(np.float32)
     x -= x.mean(axis=(0, 1))
     return (x / max(float(x.std()), FLOOR)).transpose(2, 0, 1)
@@ -56,7 +71,7 @@ class _Reader(Reader):
     def __init__(self, stage: Blur, clip: ClipSpan) -> None:
         self.stage = stage
         self.step = looks(clip.num_frames, clip.step, LOOKS)
-        self.found: list[tuple[float, float]] = []
+        self.found: list[float] = []
 
     def add(self, view: View) -> None:
         if view.index % self.step:
@@ -66,31 +81,26 @@ class _Reader(Reader):
         from openhunyuan.curate.models.small import run_alone
 
         picture = small_picture(view)
-        x = torch.from_numpy(network_input(picture))[None]
-        cells = run_alone(self.stage.model(), x)[0].numpy()
+        x = torch.from_numpy(np.stack([network_input(tile) for tile in tiles(picture)]))
+        cells = run_alone(self.stage.model(), x).numpy().transpose(1, 0, 2, 3)
         found = blur_of(cells, min(picture.shape[:2]), self.stage.clearest, self.stage.unsure)
         if found is not None:
             self.found.append(found)
 
     def finish(self) -> dict[str, Any]:
-        if not self.found:
-            return {"width": None, "motion": None}
-        width, motion = np.median(np.asarray(self.found), axis=0)
-        return {"width": round(float(width), 4), "motion": round(float(motion), 4)}
+        return {"width": round(float(np.median(self.found)), 4) if self.found else None}
 
 
-def blur_of(cells: np.ndarray, side: int, clearest: float, unsure: float) -> tuple[float, float] | None:
-    """(width in per cent of the shorter side, chance of motion blur) of a picture; None where no cell is sure.
+def blur_of(cells: np.ndarray, side: int, clearest: float, unsure: float) -> float | None:
+    """Width of a picture's blur in per cent of its shorter side; None where no cell is sure.
 
-    cells: [3, rows, columns] of `BlurNet`. side: the picture's shorter side in pixels.
+    cells: [3, …] of `BlurNet`. side: the picture's shorter side in pixels.
     """
-    log_width, log_variance, logit = (plane.ravel().astype(np.float64) for plane in cells)
+    log_width, log_variance = (plane.ravel().astype(np.float64) for plane in cells[:2])
     sure = log_variance <= 2 * np.log(unsure)
     if not sure.any():
         return None
-    log_width, weight, logit = log_width[sure], np.exp(-log_variance[sure]), logit[sure]
+    log_width, weight = log_width[sure], np.exp(-log_variance[sure])
     order = np.argsort(log_width, kind="stable")
     share = np.cumsum(weight[order]) / weight.sum()
-    width = float(np.exp(log_width[order][int(np.searchsorted(share, clearest))]))
-    motion = float((weight / (1 + np.exp(-logit))).sum() / weight.sum())
-    return 100.0 * width / side, motion
+    return 100.0 * float(np.exp(log_width[order][int(np.searchsorted(share, clearest))])) / side
