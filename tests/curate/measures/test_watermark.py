@@ -70,6 +70,17 @@ def test_the_row_names_the_likeliest_mark_first() -> None:
     assert mark_row(np.zeros((18, 32), np.float32), edge=0.3)["places"] == []
 
 
+def test_a_line_low_in_the_middle_is_a_subtitle_and_no_mark() -> None:
+    chances = np.zeros((18, 32), np.float32)
+    chances[15, 8:13] = chances[15, 15:24] = 0.95  # two words
+    assert mark_row(chances, edge=0.3)["chance"] == 0.0
+    chances[15, 27:30] = 0.8  # a logo beside it
+    assert mark_row(chances, edge=0.3)["chance"] == pytest.approx(0.8)
+    title = np.zeros((18, 32), np.float32)
+    title[6, 8:24] = 0.95
+    assert mark_row(title, edge=0.3)["chance"] == pytest.approx(0.95)
+
+
 def clip(number: int, start: int, end: int, source: str = "a") -> Clip:
     return Clip(
         id=f"c{number}",
@@ -96,8 +107,8 @@ def test_a_faint_place_that_several_shots_share_is_a_mark() -> None:
         "c3": faint(0.9, 0.1, 0.4),
     }
     found = {name: row["watermark"]["across"] for name, row in across_shots(clips, rows).items()}
-    assert found["c0"] > 0.6
-    assert found["c1"] > 0.5
+    assert 0.5 < found["c0"] < 0.9  # two faint witnesses are no proof
+    assert 0.45 < found["c1"] < found["c0"]
     assert found["c2"] == pytest.approx(0.4)  # nothing is there in other shots
     assert found["c3"] == pytest.approx(0.4)  # another source is no witness
     assert "across" not in rows["c0"]["watermark"]
@@ -108,7 +119,7 @@ def test_pieces_of_one_long_shot_are_no_witnesses_of_each_other() -> None:
     rows = {"c0": faint(0.9, 0.1, 0.4), "c1": faint(0.9, 0.1, 0.4)}
     assert across_shots(clips, rows)["c0"]["watermark"]["across"] == pytest.approx(0.4)
     longer = [clip(0, 0, 240), clip(1, 240, 420)]
-    assert across_shots(longer, rows)["c0"]["watermark"]["across"] > 0.6
+    assert across_shots(longer, rows)["c0"]["watermark"]["across"] > 0.5
 
 
 def test_a_sure_mark_stays_sure_and_a_clip_without_a_row_is_left_alone() -> None:

@@ -31,10 +31,13 @@ PLACES = 6
 NEAR = 0.035
 """Places of two shots are the same when their centres are so close, in shares of width and height."""
 
+SUBTITLE_FROM, SUBTITLE_WIDTH = 0.6, 0.25
+"""Where subtitles begin, as a share of the height, and how wide they are at least, as a share of the width."""
+
 LONG = 5.0
 """Seconds from which clips of the same length, side by side, are taken for pieces of one shot."""
 
-SUPPORT, MOST_SUPPORT = 0.5, 3.0
+SUPPORT, MOST_SUPPORT = 0.25, 2.0
 """What the log-odds of a place gain from those of the same place in another shot (over `FAINT`), and from all."""
 
 
@@ -122,6 +125,7 @@ def mark_row(chances: np.ndarray, edge: float) -> dict[str, Any]:
     """The row from the chances of all cells, [rows, columns] in 0..1."""
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
     rows, columns = chances.shape
+    chances = without_subtitles(chances, edge)
     # A lone cell that is sure of itself counts less than two beside each other.
     smooth = np.maximum(cv2.blur(chances, (2, 1)), cv2.blur(chances, (1, 2)))
     peak = float(smooth.max())
@@ -141,6 +145,23 @@ def mark_row(chances: np.ndarray, edge: float) -> dict[str, Any]:
         rest[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 0
     chance = round(peak, 4)
     return {"chance": chance, "area": (box[2] - box[0]) * (box[3] - box[1]), "box": box, "places": places}
+
+
+def without_subtitles(chances: np.ndarray, edge: float) -> np.ndarray:
+    """The chances with 0 where they form a line as subtitles do: low, in the middle, wide. Those are cropped away, and
+    are `text`'s to find."""
+    cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
+    rows, columns = chances.shape
+    # Words of a line are joined over gaps of up to two cells.
+    mask = cv2.dilate((chances >= edge).astype(np.uint8), np.ones((1, 3), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    result = chances.copy()
+    for number in range(1, count):
+        left, top, width, _ = (int(v) for v in stats[number, :4])
+        middle = abs(2 * left + width - columns) <= 0.3 * columns
+        if top >= SUBTITLE_FROM * rows and middle and width >= SUBTITLE_WIDTH * columns:
+            result[labels == number] = 0.0
+    return result
 
 
 def across_shots(

@@ -88,7 +88,7 @@ class Limit:
 SCORES: dict[str, dict[str, Limit]] = {
     "overlay": {
         "lasting": Limit("overlay.strength", 0.0),
-        "watermark": Limit("watermark.across", 0.5),
+        "watermark": Limit("watermark.across", 0.9),
         "detector": Limit("watermark_detector.confidence", 0.5),
     },
     "clarity": {"edges": Limit("clarity.edge_width", 3.2), "blur": Limit("blur.width", 3.2)},
