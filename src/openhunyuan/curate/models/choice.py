@@ -36,7 +36,7 @@ class Choice(Record):
     text: Literal["strokes", "ppocr"] = Field("strokes", description="What finds text and subtitles.")
     ppocr_weights: str | None = Field(None, description="Folder of a PP-OCRv5 or v6 text detector for transformers.")
     overlay: Literal["lasting", "watermark", "detector"] = Field(
-        "lasting", description="What finds watermarks and logos; watermark is the small network of the package."
+        "watermark", description="What finds watermarks and logos; watermark is the small network of the package."
     )
     watermark_weights: str | None = Field(None, description="Other weights for it, of `openhunyuan train watermark`.")
     detector_weights: str | None = Field(
