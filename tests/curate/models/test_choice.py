@@ -35,7 +35,7 @@ def test_every_network_takes_its_place_under_its_own_name(tmp_path: Path) -> Non
     assert plan.crop and plan.crop.text == "ppocr"
     assert plan.duplicates and plan.concepts and plan.duplicates.by == plan.concepts.by == "embedding"
     described = plan.describe()
-    assert sum(stage["weights"] is not None for stage in described["stages"]) == 7
+    assert sum(stage["weights"] is not None for stage in described["stages"]) == 8
     assert not {"raft", "ppocr", "watermark_detector", "embedding", "clip_aesthetic", "dover"} & set(
         described["proxies"]
     )
@@ -105,7 +105,7 @@ def test_a_run_with_networks_from_the_command_line(tmp_path: Path, capsys: pytes
     args = ["curate", str(tmp_path / "raw"), "--output", str(data), "--workers", "0", "--device", "cpu"]
     args += ["--shots", "transnetv2", "--transnetv2-weights", str(transnet)]
     args += ["--embedding", "tower", "--tower-weights", str(tower)]
-    args += ["--threshold", "clarity.edge_width<=30", "--threshold", "clip.seconds>=0.5", "--without", "overlay"]
+    args += ["--threshold", "blur.width<=90", "--threshold", "clip.seconds>=0.5", "--without", "overlay"]
     assert main(args) == 0
     clips = read_clips(data)
     assert [(c.start_frame, c.end_frame) for c in clips] == [(0, 24), (24, 44)]

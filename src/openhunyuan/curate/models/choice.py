@@ -43,7 +43,7 @@ class Choice(Record):
         None, description="Folder of a D-FINE or RT-DETR detector with classes called watermark or logo."
     )
     clarity: Literal["edges", "blur"] = Field(
-        "edges", description="What tells blurred clips; blur is the small network of the package."
+        "blur", description="What tells blurred clips; blur is the small network of the package."
     )
     blur_weights: str | None = Field(None, description="Other weights for it, of `openhunyuan train blur`.")
     embedding: Literal["fingerprint", "tower"] = Field(
