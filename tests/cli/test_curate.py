@@ -21,7 +21,7 @@ from openhunyuan.models.zoo import check_model
 from openhunyuan.recipes import own_data
 from tests.curate.films import save, shot
 
-LOOSE = ["--threshold", "clarity.edge_width<=30", "--threshold", "clip.seconds>=0.5", "--without", "overlay"]
+LOOSE = ["--threshold", "blur.width<=90", "--threshold", "clip.seconds>=0.5", "--without", "overlay"]
 ENGINES = {"processes": ["--workers", "1"], "ray": ["--engine", "ray", "--workers", "1"]}
 
 
@@ -111,7 +111,7 @@ def test_an_engine_that_is_not_installed_is_named(
         (["curate", "{raw}", "--ladder", "absolute", "--threshold", "540p:motion.sped>=2"], "did you mean motion."),
         (["curate", "{raw}", "--ladder", "steep"], "must be one of"),
         (["curate", "{raw}", "--ladder", "absolute", "--without", "blur"], "Unknown filter blur"),
-        (["curate", "{raw}", "--ladder", "absolute", "--allow-proxy", "clarty"], "did you mean clarity"),
+        (["curate", "{raw}", "--ladder", "absolute", "--allow-proxy", "qualty"], "did you mean quality"),
         (["curate", "{raw}", "--ladder", "calibrated", "--allow-proxy", "text,motion"], "motion is no proxy"),
         (["curate", "{raw}", "--allow-proxy", "text"], "needs --ladder"),
         (["curate", "{raw}", "--images", "gifs"], "must be one of"),
@@ -141,7 +141,7 @@ def test_bad_input_is_one_sentence(
 LOW = [
     item
     for name in ("256p", "360p", "540p", "720p", "image-256", "image-512")
-    for item in ("--threshold", f"{name}:clip.short_side>=48", "--threshold", f"{name}:clarity.edge_width<=30")
+    for item in ("--threshold", f"{name}:clip.short_side>=48", "--threshold", f"{name}:blur.width<=90")
 ]
 
 
@@ -155,7 +155,7 @@ def test_one_set_is_encoded_and_people_choose_another(
     assert main([*args, *loose, *LOW]) == 0
     said = capsys.readouterr().err
     assert "540p, 720p not built" in said
-    assert "--allow-proxy clarity,quality,text,fingerprint" in said
+    assert "--allow-proxy blur,quality,text,fingerprint" in said
     clips = read_clips(data)
     assert [(c.kind, c.sets) for c in clips] == [("video", ("256p", "360p"))] * 2 + [
         ("image", ("image-256", "image-512"))
@@ -212,7 +212,7 @@ def test_one_set_is_encoded_and_people_choose_another(
 
 def test_a_motion_scorer_of_another_scale_has_no_threshold_of_this_one(tmp_path: Path) -> None:
     save(tmp_path / "raw/a.mp4", shot(1, 30))
-    args = ["--output", str(tmp_path / "data"), "--workers", "0", "--threshold", "clarity.edge_width<=30"]
+    args = ["--output", str(tmp_path / "data"), "--workers", "0", "--threshold", "blur.width<=90"]
     assert main(["curate", str(tmp_path / "raw"), *args, "--without", "overlay", "--motion", "farneback"]) == 0
     (clip,) = read_clips(tmp_path / "data")
     assert clip.scores["motion.speed"] > 0

@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_while_a_clip_is_written(
     def full(file: str, mode: str = "r", **kwargs: Any) -> Any:
         return real("/dev/full" if mode == "w" else file, mode, **kwargs)
 
-    loose = ["--threshold", "clarity.edge_width<=30", "--without", "overlay", "--workers", "0"]
+    loose = ["--threshold", "blur.width<=90", "--without", "overlay", "--workers", "0"]
     command = ["curate", str(tmp_path / "raw"), "--output", str(tmp_path / "data"), *loose]
     monkeypatch.setattr(av, "open", full)
     assert main(command) == 1

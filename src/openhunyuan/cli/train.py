@@ -16,7 +16,7 @@ from openhunyuan.base.require import require
 from openhunyuan.cli.parse import parse
 from openhunyuan.cli.watch import watch
 from openhunyuan.infer.output import check_folder
-from openhunyuan.recipes.registry import RECIPES, SCALES, STAGES, Scale
+from openhunyuan.recipes.registry import RECIPES, SCALES, SMALL_NETWORKS, STAGES, Scale
 from openhunyuan.train.running import Running, run_with
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ class TrainOptions(Record):
     )
 
 
+_MADE = {**RECIPES, **SMALL_NETWORKS}
+
 LAYOUT = ("tensor", "ulysses", "ring")
 STAGE_OPTIONS = ("scale", "from_", "name", "text_model", "clips", "perceptual", "stored_texts", "memory", *LAYOUT)
 """What the embedded model's recipes do not take."""
@@ -132,6 +134,8 @@ def usage() -> str:
     for name, recipe in RECIPES.items():
         needs = f"; needs {', '.join(recipe.needs)}" if recipe.needs else ""
         lines.append(f"  {name:<22}  {recipe.makes}{needs}")
+    lines += ["", "the small networks of curation:"]
+    lines += [f"  {name:<22}  {recipe.makes}" for name, recipe in SMALL_NETWORKS.items()]
     return "\n".join(lines)
 
 
@@ -142,8 +146,8 @@ def run(args: Sequence[str]) -> int:
         print("\nOptions of a recipe: openhunyuan train RECIPE --help")
         return 0
     name = args[0]
-    if name not in RECIPES and name not in STAGES:
-        raise UserError(unknown("recipe", name, [*RECIPES, *STAGES]))
+    if name not in _MADE and name not in STAGES:
+        raise UserError(unknown("recipe", name, [*_MADE, *STAGES]))
     options = parse(TrainOptions, args[1:], f"openhunyuan train {name}")
     runs_dir = Path(options.runs_dir)
     _only_in_a_dry_run(name, options)
@@ -169,7 +173,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _train(name: str, options: TrainOptions, runs_dir: Path) -> int:
-    recipe = RECIPES[name]
+    recipe = _MADE[name]
     missing = [need for need in recipe.needs if not (runs_dir / need).is_dir()]
     if missing:
         raise UserError(
@@ -221,7 +225,8 @@ def _refuse_stage_options(name: str, options: TrainOptions) -> None:
     given = [field for field in STAGE_OPTIONS if getattr(options, field) != TrainOptions.model_fields[field].default]
     if given:
         option = given[0].strip("_").replace("_", "-")
-        raise UserError(f"{name} is a recipe of the embedded model and takes no --{option}; the stages do.")
+        whose = "of the embedded model" if name in RECIPES else "of curation"
+        raise UserError(f"{name} is a recipe {whose} and takes no --{option}; the stages do.")
 
 
 def _check_stage_options(options: TrainOptions) -> None:
@@ -273,7 +278,7 @@ def _workloads(name: str, options: TrainOptions) -> list[Workload]:
         from openhunyuan.recipes.stage_costs import workloads
 
         return workloads(name, _chosen(options))
-    return importlib.import_module(RECIPES[name].module).workloads()
+    return importlib.import_module(_MADE[name].module).workloads()
 
 
 def _report(folder: Path) -> int:

@@ -24,6 +24,7 @@ from openhunyuan.curate.cut import crop_pixels, whole
 from openhunyuan.curate.duplicates import Candidate, Duplicates, duplicates_of
 from openhunyuan.curate.measures.fingerprint import thumbs_of
 from openhunyuan.curate.measures.measure import Measure
+from openhunyuan.curate.measures.watermark import across_shots
 
 CLIP_SCORES = ("clip.seconds", "clip.short_side", "clip.aspect", "crop.left")
 """Scores that need no measure: length (of videos); shorter side in pixels and width over height of what the crop
@@ -100,6 +101,7 @@ def decide(
     rows of `border`, `text`, `fingerprint`, or of what they name instead; where a measure was not run, they leave the
     clip as it is.
     """
+    rows = across_shots([clip for clip in clips if not clip.dropped], rows)
     result = []
     for clip in clips:
         if clip.dropped or clip.id in errors:
@@ -222,7 +224,7 @@ def _worth(clip: Clip) -> tuple[float, ...]:
     return (
         float((right - left) * (bottom - top)),
         -max(clip.scores.get("text.share", 0.0), clip.scores.get("ppocr.share", 0.0)),
-        -round(clip.scores.get("clarity.edge_width", 0.0), 1),
+        -round(clip.scores.get("clarity.edge_width", clip.scores.get("blur.width", 0.0)), 1),
         clip.scores.get("clip.seconds", 0.0),
     )
 

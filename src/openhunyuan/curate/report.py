@@ -353,7 +353,7 @@ def _about_kept(clip: Clip) -> str:
     return " · ".join(f"{name.split('.')[1]} {clip.scores[name]:.3g}" for name in _SHOWN if name in clip.scores)
 
 
-_SHOWN = ("motion.speed", "clarity.edge_width", "quality.contrast", "quality.colourfulness")
+_SHOWN = ("motion.speed", "clarity.edge_width", "blur.width", "quality.contrast", "quality.colourfulness")
 
 
 def _spread(clips: Sequence[Clip], most: int) -> list[Clip]:

@@ -3,8 +3,10 @@
 `PLAN` makes one set. `LADDER_PLAN` makes the report's sets of rising quality, each a part of the one before, and two
 sets of images.
 
-All of it runs on a CPU without weights. The measures are named as what they are; none stands for a trained model
-(`run.json` lists them under `proxies`). Thresholds were set on rendered footage with planted defects and looked at on a
+All of it runs on a CPU without weights of others; watermarks and blur are found by small networks of the
+package (the heuristics by `--overlay lasting` and `--clarity edges`). The measures are named as what they are; none
+stands for a published model (`run.json` lists them under `proxies`). Thresholds were set on rendered footage with
+planted defects and looked at on a
 few real clips (docs/results/curation.md); they are a start, not the report's, which were never published. What is
 published is how much each set of the ladder keeps (figure 4): `keep`, and `removes` of each group, in per cent of the
 pool; a calibrated run finds thresholds that keep as much.
@@ -19,19 +21,19 @@ from openhunyuan.curate.cut import Cut
 from openhunyuan.curate.decide import Crop, Filter
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.ladder import YIELD, Ladder, TrainingSet
+from openhunyuan.curate.measures.blur import Blur
 from openhunyuan.curate.measures.border import Border
-from openhunyuan.curate.measures.clarity import Clarity
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.fingerprint import Fingerprint
 from openhunyuan.curate.measures.motion import Motion
-from openhunyuan.curate.measures.overlay import Overlay
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.measures.text import Text
+from openhunyuan.curate.measures.watermark import Watermark
 from openhunyuan.curate.run import Plan
 from openhunyuan.curate.split import Split
 
-MEASURES = (ClearStart(), Border(), Motion(), Clarity(), Quality(), Text(), Overlay(), Fingerprint(), Strip())
+MEASURES = (ClearStart(), Border(), Motion(), Blur(), Quality(), Text(), Watermark(), Fingerprint(), Strip())
 
 FILTERS = (
     Filter(name="duration", score="clip.seconds", at_least=1.0, reason="is too short"),
@@ -40,8 +42,8 @@ FILTERS = (
     Filter(name="motion", score="motion.speed", at_least=1.0, reason="hardly moves"),
     Filter(name="frozen", score="quality.frozen_share", at_most=0.5, reason="repeats frames"),
     Filter(name="contrast", score="quality.contrast", at_least=45.0, reason="has hardly any contrast"),
-    Filter(name="clarity", score="clarity.edge_width", at_most=3.2, reason="is blurred"),
-    Filter(name="overlay", score="overlay.strength", at_most=0.0, reason="has a watermark or logo"),
+    Filter(name="clarity", score="blur.width", at_most=3.2, reason="is blurred"),
+    Filter(name="overlay", score="watermark.across", at_most=0.9, reason="has a watermark or logo"),
     Filter(name="text", score="text.other_share", at_most=0.01, reason="has text on it"),
 )
 
@@ -80,7 +82,7 @@ def _contrast(levels: float, removes: float = 0.0) -> Filter:
 
 
 def _clear(width: float, removes: float = 0.0) -> Filter:
-    return _at_most("clarity", "clarity.edge_width", width, "is blurred", "clarity", removes)
+    return _at_most("clarity", "blur.width", width, "is blurred", "clarity", removes)
 
 
 def _text(share: float, removes: float = 0.0) -> Filter:
@@ -88,7 +90,7 @@ def _text(share: float, removes: float = 0.0) -> Filter:
 
 
 _SUBTITLES = _at_least("subtitles", "crop.left", 0.8, "has subtitles that take too much of the picture", "text")
-_MARK = _at_most("overlay", "overlay.strength", 0.0, "has a watermark or logo")
+_MARK = _at_most("overlay", "watermark.across", 0.9, "has a watermark or logo")
 
 SETS = (
     TrainingSet(

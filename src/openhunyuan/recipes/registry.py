@@ -1,6 +1,7 @@
-"""The named runs: two literal tables, read by ``openhunyuan train``.
+"""The named runs: three literal tables, read by ``openhunyuan train``.
 
-``RECIPES`` make the embedded model. ``STAGES`` are the report's, at three scales, chained by lineage.
+``RECIPES`` make the embedded model, ``SMALL_NETWORKS`` what curation runs by default or by name. ``STAGES`` are the
+report's, at three scales, chained by lineage.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ RECIPES: dict[str, Recipe] = {
         "the same DiT on six times as many other clips of that kind",
         ("tiny-text", "tiny-vae", "tiny-video-finish"),
     ),
+}
+
+SMALL_NETWORKS: dict[str, Recipe] = {
+    "watermark": Recipe("openhunyuan.recipes.watermark", "curation's small network for watermarks and logos"),
+    "blur": Recipe("openhunyuan.recipes.blur", "curation's small network for the width of blur"),
 }
 
 STAGES: dict[str, StageEntry] = {

@@ -7,7 +7,7 @@ those of a proxy in one column, and thresholds name what they are for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -35,10 +35,17 @@ class Choice(Record):
     raft_weights: str | None = Field(None, description="raft_large_*.pth or raft_small_*.pth of torchvision.")
     text: Literal["strokes", "ppocr"] = Field("strokes", description="What finds text and subtitles.")
     ppocr_weights: str | None = Field(None, description="Folder of a PP-OCRv5 or v6 text detector for transformers.")
-    overlay: Literal["lasting", "detector"] = Field("lasting", description="What finds watermarks and logos.")
+    overlay: Literal["lasting", "watermark", "detector"] = Field(
+        "watermark", description="What finds watermarks and logos; watermark is the small network of the package."
+    )
+    watermark_weights: str | None = Field(None, description="Other weights for it, of `openhunyuan train watermark`.")
     detector_weights: str | None = Field(
         None, description="Folder of a D-FINE or RT-DETR detector with classes called watermark or logo."
     )
+    clarity: Literal["edges", "blur"] = Field(
+        "blur", description="What tells blurred clips; blur is the small network of the package."
+    )
+    blur_weights: str | None = Field(None, description="Other weights for it, of `openhunyuan train blur`.")
     embedding: Literal["fingerprint", "tower"] = Field(
         "fingerprint", description="What near-duplicates and concepts are found by."
     )
@@ -66,6 +73,28 @@ NEEDED = {
     ("quality", "dover"): ("dover_weights",),
 }
 
+OWN = {("overlay", "watermark"): "watermark_weights", ("clarity", "blur"): "blur_weights"}
+"""Small networks of the package, and the option that gives them other weights."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a default filter looks at: a score, and how much of it is allowed."""
+
+    score: str
+    limit: float
+
+
+SCORES: dict[str, dict[str, Limit]] = {
+    "overlay": {
+        "lasting": Limit("overlay.strength", 0.0),
+        "watermark": Limit("watermark.across", 0.9),
+        "detector": Limit("watermark_detector.confidence", 0.5),
+    },
+    "clarity": {"edges": Limit("clarity.edge_width", 3.2), "blur": Limit("blur.width", 3.2)},
+}
+"""Limits that mean about the same, by field of `Choice` and its value; other limits on clarity are scaled by them."""
+
 
 def with_networks(plan: Plan, choice: Choice) -> Plan:
     """The plan with the chosen networks. Raises UserError where weights are missing, or given and not asked for."""
@@ -77,6 +106,9 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
                 raise UserError(f"--{field} {name} needs --{_dashed(option)}; nothing is downloaded.")
             if path and not chosen:
                 raise UserError(f"--{_dashed(option)} does nothing without --{field} {name}.")
+    for (field, name), option in OWN.items():
+        if getattr(choice, option) and getattr(choice, field) != name:
+            raise UserError(f"--{_dashed(option)} does nothing without --{field} {name}.")
     where: Any = {"device": choice.device, "batch": choice.batch}
     given = {option: str(getattr(choice, option)) for options in NEEDED.values() for option in options}
     if choice.shots == "transnetv2":
@@ -103,7 +135,23 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
     if choice.overlay == "detector":
         from openhunyuan.curate.models.detector import WatermarkDetector
 
-        instead["overlay"] = WatermarkDetector(path=given["detector_weights"], **where)
+        instead["overlay"] = instead["watermark"] = WatermarkDetector(path=given["detector_weights"], **where)
+    elif choice.overlay == "watermark":
+        from openhunyuan.curate.measures.watermark import Watermark
+
+        instead["overlay"] = instead["watermark"] = Watermark(file=choice.watermark_weights or "")
+    else:
+        from openhunyuan.curate.measures.overlay import Overlay
+
+        instead["watermark"] = Overlay()
+    if choice.clarity == "blur":
+        from openhunyuan.curate.measures.blur import Blur
+
+        instead["clarity"] = instead["blur"] = Blur(file=choice.blur_weights or "")
+    else:
+        from openhunyuan.curate.measures.clarity import Clarity
+
+        instead["blur"] = Clarity()
     if choice.embedding == "tower":
         from openhunyuan.curate.models.embedding import Embedding
 
@@ -141,11 +189,22 @@ def with_scores(filters: Sequence[Filter], choice: Choice) -> tuple[Filter, ...]
         changes |= {f"motion.{c}": {"score": f"raft.{c}"} for c in ("speed", "camera_speed", "subject_speed")}
     if choice.text == "ppocr":
         changes |= {f"text.{c}": {"score": f"ppocr.{c}"} for c in ("share", "lines", "subtitle_top", "other_share")}
-    if choice.overlay == "detector":
-        changes["overlay.strength"] = {"score": "watermark_detector.confidence", "at_most": 0.5}
     other_scale = choice.motion in ("farneback", "h264")
     left = [f for f in filters if not (other_scale and f.score.startswith("motion."))]
-    return tuple(f.model_copy(update=changes.get(f.score, {})) for f in left)
+    return tuple(_chosen(f.model_copy(update=changes.get(f.score, {})), choice) for f in left)
+
+
+def _chosen(one: Filter, choice: Choice) -> Filter:
+    """The filter on what finds marks or blur, as it looks at the chosen score; limits on clarity keep their ratio."""
+    for field, named in SCORES.items():
+        wanted = named[getattr(choice, field)]
+        before = next((limit for limit in named.values() if limit.score == one.score), wanted)
+        if before.score == one.score != wanted.score:
+            at_most = wanted.limit
+            if field == "clarity" and one.at_most is not None:
+                at_most = round(one.at_most * wanted.limit / before.limit, 3)
+            return one.model_copy(update={"score": wanted.score, "at_most": at_most})
+    return one
 
 
 def _dashed(option: str) -> str:
