@@ -20,6 +20,7 @@ from openhunyuan.curate.decide import Crop, Filter
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.ladder import YIELD, Ladder, TrainingSet
 from openhunyuan.curate.measures.border import Border
+from openhunyuan.curate.measures.camera import Camera
 from openhunyuan.curate.measures.clarity import Clarity
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.fingerprint import Fingerprint
@@ -31,7 +32,18 @@ from openhunyuan.curate.measures.text import Text
 from openhunyuan.curate.run import Plan
 from openhunyuan.curate.split import Split
 
-MEASURES = (ClearStart(), Border(), Motion(), Clarity(), Quality(), Text(), Overlay(), Fingerprint(), Strip())
+MEASURES = (
+    ClearStart(),
+    Border(),
+    Motion(),
+    Camera(),
+    Clarity(),
+    Quality(),
+    Text(),
+    Overlay(),
+    Fingerprint(),
+    Strip(),
+)
 
 FILTERS = (
     Filter(name="duration", score="clip.seconds", at_least=1.0, reason="is too short"),

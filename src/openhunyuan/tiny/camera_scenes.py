@@ -160,7 +160,9 @@ def _outline(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
     angle, waves = np.arctan2(y, x), rng.normal(0, 0.12, (2, 5))
     order = np.arange(1, 6)[:, None, None]
-    edge = 0.8 + (waves[0][:, None, None] * np.cos(order * angle) + waves[1][:, None, None] * np.sin(order * angle)).sum(0)
+    edge = 0.8 + (
+        waves[0][:, None, None] * np.cos(order * angle) + waves[1][:, None, None] * np.sin(order * angle)
+    ).sum(0)
     if rng.random() < 0.3:
         inside = (np.maximum(abs(x), abs(y)) < 0.85).astype(np.float32)
     else:
@@ -242,7 +244,9 @@ def _procedural(rng: np.random.Generator) -> np.ndarray:
 def _homography(plane: _Plane, path: CameraPath, i: int, moved: np.ndarray, height: int, width: int) -> np.ndarray:
     """[3, 3] from pixels of the texture to those of the picture, times depth: the third coordinate is the depth."""
     half = max(height, width) / 2
-    lens = np.array([[path.focal[i] * half, 0, (width - 1) / 2], [0, path.focal[i] * half, (height - 1) / 2], [0, 0, 1]])
+    lens = np.array(
+        [[path.focal[i] * half, 0, (width - 1) / 2], [0, path.focal[i] * half, (height - 1) / 2], [0, 0, 1]]
+    )
     local = np.stack([plane.across, plane.down, plane.origin + moved - path.position[i]], axis=1)
     return lens @ path.rotation[i] @ local
 

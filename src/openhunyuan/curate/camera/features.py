@@ -4,8 +4,8 @@ The flow of a turning or zooming camera is a quadratic function of the place in 
 
     u = a0 + a1 x + a2 y + a3 x² + a4 xy + a5 y²        (and v with b0 … b5)
 
-Translation shows as the constant terms, zoom as a1 and b2, roll as b1 and a2, a turn as the constants together with a3 =
-b4 or a4 = b5, which a camera that moves without turning does not have. What a move through depth leaves over lies
+Translation shows as the constant terms, zoom as a1 and b2, roll as b1 and a2, a turn as the constants together with
+a3 = b4 or a4 = b5, which a camera that moves without turning does not have. What a move through depth leaves over lies
 along its direction. All six terms of both are fitted to each segment, and to each step, by iteratively reweighted least
 squares (Cauchy weights), so that things that move by themselves count little. Simpler and physical models are fitted
 too, and how well each explains the flow is a feature.
