@@ -20,6 +20,7 @@ from openhunyuan.models.dit.model import DiT
 from openhunyuan.parallel.apply import Layout, apply, make_mesh, whole
 from openhunyuan.parallel.tensor import orders
 from openhunyuan.parallel.world import World
+from openhunyuan.train import optim
 from openhunyuan.train.config import OptimizerConfig
 from openhunyuan.train.ema import EMA
 from openhunyuan.train.optim import build_optimizers
@@ -100,6 +101,9 @@ def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 
 def parity(world: World, out: Path) -> None:
+    optim.iteration_dtype = lambda device: (
+        torch.float32
+    )  # what is compared is the layout, not the rounding of Muon's products
     report = []
     for layout, name in CASES[world.size]:
         config, dit, everything = OPTIMIZERS[name], model(), list(range(4))

@@ -23,6 +23,7 @@ from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.ladder import YIELD, Ladder, TrainingSet
 from openhunyuan.curate.measures.blur import Blur
 from openhunyuan.curate.measures.border import Border
+from openhunyuan.curate.measures.camera import Camera
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.fingerprint import Fingerprint
 from openhunyuan.curate.measures.motion import Motion
@@ -33,7 +34,18 @@ from openhunyuan.curate.measures.watermark import Watermark
 from openhunyuan.curate.run import Plan
 from openhunyuan.curate.split import Split
 
-MEASURES = (ClearStart(), Border(), Motion(), Blur(), Quality(), Text(), Watermark(), Fingerprint(), Strip())
+MEASURES = (
+    ClearStart(),
+    Border(),
+    Motion(),
+    Camera(),
+    Blur(),
+    Quality(),
+    Text(),
+    Watermark(),
+    Fingerprint(),
+    Strip(),
+)
 
 FILTERS = (
     Filter(name="duration", score="clip.seconds", at_least=1.0, reason="is too short"),
