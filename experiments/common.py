@@ -117,9 +117,10 @@ def write_page(study: Study, page: Page, argv: Sequence[str] | None = None) -> P
     study.pages.mkdir(parents=True, exist_ok=True)
     path = study.pages / f"{study.slug}.md"
     said = " ".join(sys.argv[1:] if argv is None else argv)
+    smallest = " (the smallest form, whose numbers mean nothing)" if study.quick else ""
     seeds = ", ".join(map(str, study.seeds))
     lines = [
-        f"# {page.title}",
+        f"# {page.title}{smallest}",
         f"**Verdict: {page.verdict}.** Claim: {page.claim}",
         "## Found",
         bullets(page.found),

@@ -24,7 +24,7 @@ FILE = "latents.safetensors"
 
 class Sizes(Strict):
     prompts: int = 16
-    frames: int = 33
+    frames: int = 17
     steps: tuple[int, ...] = (6, 10, 24)
     shifts: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0)
     reference_steps: int = 100
@@ -160,7 +160,7 @@ def _page(
         ],
         scale="A network of 3 million parameters on 64×64 pictures: the order of grids and the direction in which the "
         "best shift moves can be seen, the value cannot. The best shift grows with the number of tokens, and these "
-        "videos have 144 where the release's have 118,800; the report's 7 and 17 are not tested here. Distance to the "
+        "videos have 80 where the release's have 118,800; the report's 7 and 17 are not tested here. Distance to the "
         "fine run says how well the path is followed, not how good the video is.",
         figure=picture,
         caption="Left: distance to the fine run by shift (dashed: linear-quadratic), one colour a number of steps. "

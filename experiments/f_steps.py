@@ -52,11 +52,11 @@ from openhunyuan.train.tasks.steps import StepsConfig, StepsTask
 
 
 class Sizes(Strict):
-    steps: int = 250
+    steps: int = 200
     batch: int = 16
-    clips: int = 800
+    clips: int = 480
     frames: int = 17
-    prompts: int = 32
+    prompts: int = 24
     students: tuple[int, ...] = (4, 8)
     fine: int = 50
     shift: float = 3.0
