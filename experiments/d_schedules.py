@@ -160,8 +160,8 @@ def _page(
         ],
         scale="A network of 3 million parameters on 64×64 pictures: the order of grids and the direction in which the "
         "best shift moves can be seen, the value cannot. The best shift grows with the number of tokens, and these "
-        "videos have 80 where the release's have 118,800; the report's 7 and 17 are not tested here. Distance to the "
-        "fine run says how well the path is followed, not how good the video is.",
+        "videos have 80 where the release's have 118,800, so that the report's 7 and 17 are no prediction for "
+        "them. Distance to the fine run says how well the path is followed, not how good the video is.",
         figure=picture,
         caption="Left: distance to the fine run by shift (dashed: linear-quadratic), one colour a number of steps. "
         "Right: share of videos with colour, shape, motion and background as asked.",
