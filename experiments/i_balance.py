@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from experiments.common import (
     Page,
@@ -41,6 +42,7 @@ from experiments.networks import (
     shape,
     world,
 )
+from openhunyuan.base.sizes import LatentSize
 from openhunyuan.latents.plan import CostModel
 from openhunyuan.latents.shards import ShardDataset, collate, epoch_shuffled
 from openhunyuan.train.config import BatchShape, Stage, Strict
@@ -124,7 +126,7 @@ def _arm(folder: Path, study: Study, sizes: Sizes, seed: int, arm: str) -> dict[
     dit = new_dit(SMALL, seed)
     task = FlowTask(FlowConfig(), dit, empty_text(), {})
     if arm == RANDOM:
-        steps = [[[part] for _, part in _parts(random, step, train.stages[0])] for step in range(sizes.timed_steps)]
+        steps = [[[part] for part in _parts(random, step, train.stages[0])] for step in range(sizes.timed_steps)]
         source: Any = random
     else:
         cost = fitted(task, sets, largest)
@@ -133,28 +135,31 @@ def _arm(folder: Path, study: Study, sizes: Sizes, seed: int, arm: str) -> dict[
             PlannedBatches(sets, cost, total, seed=seed, rank=rank, world_size=sizes.processes)
             for rank in range(sizes.processes)
         ]
-        steps = [
-            [[part for _, part in _parts(source, step, train.stages[0])] for source in made]
-            for step in range(sizes.timed_steps)
-        ]
+        steps = [[_parts(source, step, train.stages[0]) for source in made] for step in range(sizes.timed_steps)]
         source = PlannedBatches(sets, cost, total, seed=seed)
-    times = [[sum(seconds(task, part) for part in parts) for parts in ranks] for ranks in steps]
+    times = [[sum(seconds(task, part) for _, part in parts) for parts in ranks] for ranks in steps]
     held = {
         str(frames): as_batches(encoded(study.work, held_out(min(48, n), frames, 64, seed=key + 1)))
         for n, (key, frames) in zip(sizes.counts, specs, strict=True)
     }
     flow(train, dit, sets, held, folder / "run", source=source)
-    real = [float(part["latents"][0, 0].numel() // 4 * len(part["latents"])) for s in steps for r in s for part in r]
+    # What a process repeats with weight 0 takes its time and teaches nothing.
+    real = [part["latents"] for ranks in steps for parts in ranks for weight, part in parts if weight]
     return {
         "times": times,
-        "tokens": sum(real),
-        "samples": sum(len(part["latents"]) for s in steps for r in s for part in r),
+        "tokens": sum(_tokens(latents) * len(latents) for latents in real),
+        "samples": sum(len(latents) for latents in real),
         "curves": {str(frames): curve(folder / "run", f"loss_{frames}") for frames in FRAMES},
     }
 
 
 def _parts(source: Any, step: int, stage: Stage) -> list[tuple[float, Batch]]:
     return source.batch(step, stage, stage.shapes[0])["parts"]
+
+
+def _tokens(latents: Tensor) -> int:
+    """Tokens of one sample."""
+    return LatentSize(*latents.shape[2:]).tokens()
 
 
 def seconds(task: FlowTask, batch: Batch) -> float:
@@ -174,7 +179,7 @@ def fitted(task: FlowTask, sets: Sequence[ShardDataset], largest: Sequence[int])
         for count in sorted({most, max(1, most // 4)}):
             batch = dataset.batch(range(min(count, len(dataset))))
             seconds(task, batch)
-            tokens = batch["latents"][0, 0].numel() // 4
+            tokens = _tokens(batch["latents"])
             measured.append((tokens, len(batch["latents"]), min(seconds(task, batch) for _ in range(3))))
     return CostModel.fit(measured)
 
@@ -229,7 +234,7 @@ def _page(sizes: Sizes, found: dict[str, list[dict[str, Any]]]) -> Page:
             "process. Sums of gradients and optimizer are left out.",
             "Random: each process a full micro-batch of a random bucket, the mean of their mean losses. Balanced: "
             "`latents.plan.BatchPlan` with a cost model fitted to measured times, as many samples a step as the other "
-            "has on average, micro-batches repeated where one process needs fewer than another.",
+            "has on average, a process that needs fewer micro-batches than another repeats one, which is timed and not counted.",
             f"Loss: {sizes.steps} steps of the small transformer, Muon, averaged weights; held-out samples of each "
             "bucket.",
         ],
