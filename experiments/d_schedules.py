@@ -23,7 +23,7 @@ FILE = "latents.safetensors"
 
 
 class Sizes(Strict):
-    prompts: int = 16
+    prompts: int = 12
     frames: int = 17
     steps: tuple[int, ...] = (6, 10, 24)
     shifts: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0)

@@ -53,7 +53,7 @@ from openhunyuan.train.tasks.guidance import GuidanceConfig, GuidanceTask, stude
 
 
 class Sizes(Strict):
-    steps: int = 300
+    steps: int = 250
     batch: int = 16
     clips: int = 480
     frames: int = 17

@@ -52,7 +52,7 @@ from openhunyuan.train.tasks.steps import StepsConfig, StepsTask
 
 
 class Sizes(Strict):
-    steps: int = 200
+    steps: int = 160
     batch: int = 16
     clips: int = 480
     frames: int = 17

@@ -234,7 +234,8 @@ def _page(sizes: Sizes, found: dict[str, list[dict[str, Any]]]) -> Page:
             "process. Sums of gradients and optimizer are left out.",
             "Random: each process a full micro-batch of a random bucket, the mean of their mean losses. Balanced: "
             "`latents.plan.BatchPlan` with a cost model fitted to measured times, as many samples a step as the other "
-            "has on average, a process that needs fewer micro-batches than another repeats one, which is timed and not counted.",
+            "has on average; a process that needs fewer micro-batches than another repeats one, which is timed and not "
+            "counted.",
             f"Loss: {sizes.steps} steps of the small transformer, Muon, averaged weights; held-out samples of each "
             "bucket.",
         ],
