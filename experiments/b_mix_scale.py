@@ -37,11 +37,11 @@ TEXT_TOKENS = 25
 
 
 class Sizes(Strict):
-    images: int = 3000
-    steps: int = 400
-    tuning_steps: int = 240
+    images: int = 2000
+    steps: int = 300
+    tuning_steps: int = 160
     batch: int = 64
-    validate_every: int = 30
+    validate_every: int = 20
 
 
 QUICK = Sizes(images=8, steps=2, tuning_steps=2, batch=4, validate_every=1)

@@ -34,12 +34,12 @@ TEXT_TOKENS = 25
 
 
 class Sizes(Strict):
-    images: int = 3000
+    images: int = 2000
     clips: int = 960
     frames: int = 9
-    image_steps: int = 200
+    image_steps: int = 150
     image_batch: int = 64
-    video_steps: int = 240
+    video_steps: int = 160
     video_batch: int = 32
     validate_every: int = 20
 

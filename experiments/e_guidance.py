@@ -53,11 +53,11 @@ from openhunyuan.train.tasks.guidance import GuidanceConfig, GuidanceTask, stude
 
 
 class Sizes(Strict):
-    steps: int = 250
+    steps: int = 160
     batch: int = 16
     clips: int = 480
     frames: int = 17
-    prompts: int = 24
+    prompts: int = 16
     sampling_steps: int = 24
     shift: float = 2.0
     scales: tuple[float, ...] = (3.0, 6.0)

@@ -52,11 +52,11 @@ from openhunyuan.train.tasks.steps import StepsConfig, StepsTask
 
 
 class Sizes(Strict):
-    steps: int = 160
+    steps: int = 120
     batch: int = 16
     clips: int = 480
     frames: int = 17
-    prompts: int = 24
+    prompts: int = 16
     students: tuple[int, ...] = (4, 8)
     fine: int = 50
     shift: float = 3.0

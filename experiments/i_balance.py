@@ -56,11 +56,11 @@ FRAMES = (1, 9, 17)
 
 class Sizes(Strict):
     processes: int = 4
-    counts: tuple[int, ...] = (3000, 960, 480)
+    counts: tuple[int, ...] = (2000, 960, 480)
     tokens: int = 1024
-    steps: int = 120
-    timed_steps: int = 15
-    validate_every: int = 15
+    steps: int = 80
+    timed_steps: int = 10
+    validate_every: int = 10
 
 
 QUICK = Sizes(processes=2, counts=(8, 8, 8), tokens=96, steps=2, timed_steps=1, validate_every=1)
