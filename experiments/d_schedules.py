@@ -154,13 +154,17 @@ def _page(
             f"{spread(of(middle, best[middle], 'distance'), 4)} against {spread(of(middle, LQ, 'distance'), 4)}, all "
             f"right {spread(of(middle, best[middle], 'all'), 2)} against {spread(of(middle, LQ, 'all'), 2)}. Part 1 "
             f"holds: {spoken(nearer and as_right)}.",
+            f"The largest shift here ({shifts[-1].removeprefix('shift ')}) against linear-quadratic at {middle} steps: "
+            f"{spread(of(middle, shifts[-1], 'distance'), 4)}; nearer at every seed: "
+            f"{spoken(all_below(of(middle, shifts[-1], 'distance'), of(middle, LQ, 'distance')))}. Which schedule wins "
+            "depends on the shift.",
             "Best shift by distance: "
             + ", ".join(f"{best[s].removeprefix('shift ')} at {s} steps" for s in sizes.steps)
             + f". Part 2 holds: {spoken(grows)}.",
         ],
         scale="A network of 3 million parameters on 64×64 pictures: the order of grids and the direction in which the "
-        "best shift moves can be seen, the value cannot. The best shift grows with the number of tokens, and these "
-        "videos have 80 where the release's have 118,800, so that the report's 7 and 17 are no prediction for "
+        "best shift moves can be seen, the value cannot. The best shift is thought to grow with the number of tokens: "
+        "these videos have 80 where the release's have 118,800, so that the report's 7 and 17 are no prediction for "
         "them. Distance to the fine run says how well the path is followed, not how good the video is.",
         figure=picture,
         caption="Left: distance to the fine run by shift (dashed: linear-quadratic), one colour a number of steps. "

@@ -150,6 +150,11 @@ def _page(sizes: Sizes, found: list[dict[str, Any]]) -> Page:
         f"One pass takes {mean(cost):.2f} of the CPU time of two ({1 / mean(cost):.2f} times as fast; the report says "
         f"about 1.9). Holds: {spoken(cheap)}."
     )
+    ends, halves = ([one["curve"][place][1] for one in found] for place in (-1, (len(found[0]["curve"]) - 1) // 2))
+    said.append(
+        f"The student's error on held-out clips at scale 4 is {spread(ends)} of that of ignoring the scale at the end "
+        f"and {spread(halves)} half-way (the rate decays): what is left is not shown to be the method's."
+    )
     picture = figure(2)
     axes = picture.add_subplot(1, 2, 1)
     for number, one in enumerate(found):

@@ -252,7 +252,8 @@ def _page(sizes: Sizes, found: dict[str, list[dict[str, Any]]]) -> Page:
         scale="How much processes wait when full micro-batches of different buckets meet, and whether weighting by "
         "tokens costs quality. Micro-batches of equal tokens differ little in cost where attention is cheap and texts "
         "are as long as images; with the release's lengths, where attention is most of the cost, they differ more. "
-        "Nothing is measured of networks and collectives.",
+        "Balanced steps come in more and smaller micro-batches; whether these eat the gain was not measured. Nothing "
+        "is measured of networks and collectives.",
         figure=picture,
         caption="Left: throughput, dots are seeds. Right: mean held-out loss over the time of the slowest process.",
     )
