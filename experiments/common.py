@@ -141,7 +141,7 @@ def write_page(study: Study, page: Page, argv: Sequence[str] | None = None) -> P
         f"```sh\n{command(study.letter, study.name)} {said}".rstrip() + "\n```",
         f"Revision {', '.join(sorted(study.revisions))}; torch {torch.__version__}; measured on a shared "
         f"{os.cpu_count()}-core CPU ({processor()}), {torch.get_num_threads()} thread(s), "
-        f"{study.seconds / 60:.1f} minutes of CPU time without encoding the latents.",
+        f"{study.seconds / 60:.1f} minutes of CPU time, encoding included where latents were new.",
     ]
     write_atomic(path, ("\n\n".join(lines) + "\n").encode())
     print(f"{path}: {page.verdict}")
