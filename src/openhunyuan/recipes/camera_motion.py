@@ -58,7 +58,7 @@ def draw_state(rng: np.random.Generator) -> State:
             return COMPOUNDS[int(rng.integers(len(COMPOUNDS)))]
         return frozenset({("roll left", "roll right")[int(rng.integers(2))]})
     states = list(MOVES.values())[int(rng.integers(len(MOVES)))]
-    return states[int(rng.choice(len(states), p=[0.45, 0.45, 0.1]))] if len(states) > 1 else states[0]
+    return states[int(rng.choice(3, p=[0.45, 0.45, 0.1])) if len(states) > 1 else 0]
 
 
 def features_of_frames(frames: Sequence[np.ndarray] | np.ndarray, fps: float) -> np.ndarray | None:
