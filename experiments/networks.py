@@ -181,7 +181,10 @@ def sampled(
     def velocity(x: Tensor, time: Tensor) -> Tensor:
         x, time = (torch.cat((x, x)), time.repeat(2)) if two else (x, time)
         out = dit(x, time, wide["text_states"], wide["text_mask"], wide["pooled"], **told)
-        return classifier_free(*out.chunk(2), true_cfg_scale) if two else out
+        if not two:
+            return out
+        uncond, cond = out.chunk(2)
+        return classifier_free(uncond, cond, true_cfg_scale)
 
     start = noise((SMALL.out_channels, latent.frames, latent.height, latent.width), seeds)
     return denoise(velocity, start, levels)

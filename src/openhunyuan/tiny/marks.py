@@ -276,7 +276,7 @@ def marked_clip(rng: Rng, size: int, worlds: list[Frames]) -> MarkedClip:
         paste(frames, mark, left - x, top - y)
         stand_in = np.zeros((1, size, size, 3), np.uint8)
         paste(stand_in, Mark(np.full_like(mark.levels, 255), mark.cover), left - x, top - y)
-        cover = stand_in[0, ..., 0].astype(np.float32) / 255
+        cover = (stand_in[0, ..., 0] / 255).astype(np.float32)
     box = (x / width, y / height, (x + size) / width, (y + size) / height)
     return MarkedClip(np.stack(noisy(rng, list(frames))), box, cover)
 

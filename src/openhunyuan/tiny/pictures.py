@@ -76,7 +76,8 @@ def world_clip(rng: Rng, frames: int, height: int, width: int, split: str = "tra
 def colour(rng: Rng) -> tuple[int, int, int]:
     """A colour; a third are greys."""
     if rng.random() < 0.33:
-        return (int(rng.integers(0, 256)),) * 3
+        level = int(rng.integers(0, 256))
+        return level, level, level
     r, g, b = (int(v) for v in rng.integers(0, 256, 3))
     return r, g, b
 

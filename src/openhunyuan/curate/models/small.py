@@ -7,6 +7,8 @@ how they were trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,7 +76,7 @@ class BlurNet(SmallNet):
         super().__init__(3, 3, 5, (16, 24, 32))
 
 
-NETWORKS: dict[str, type[SmallNet]] = {"watermark": MarkNet, "blur": BlurNet}
+NETWORKS: dict[str, Callable[[], SmallNet]] = {"watermark": MarkNet, "blur": BlurNet}
 
 
 def run_alone(network: nn.Module, x: Tensor) -> Tensor:
