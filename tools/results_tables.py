@@ -248,9 +248,8 @@ def data_table(latents: Sequence[LatentSet]) -> list[str]:
 def time_tables(runs: Sequence[Run], latents: Sequence[LatentSet]) -> list[str]:
     """Wall time of every stage and set, and their sum."""
     rows: list[Cells] = []
-    total, stops = 0.0, 0
+    total = 0.0
     for run in runs:
-        stops += run.clock()[1]
         short = f", ended at step {run.steps} of {run.planned}" if run.steps < run.planned else ""
         for stage in run.stage_times():
             each = f"{stage.seconds / max(stage.steps, 1):.2f} s"
@@ -265,7 +264,7 @@ def time_tables(runs: Sequence[Run], latents: Sequence[LatentSet]) -> list[str]:
     return [
         *table(("recipe", "part", "steps or samples", "wall time", "each"), rows, left=2),
         "From the timestamps in `metrics.jsonl`, with validation and the samples rendered during the run. Pauses of",
-        f"runs that were stopped and resumed ({stops} here) do not count. Encoding is timed by the dates of its files.",
+        "runs that were stopped and resumed do not count. Encoding is timed by the dates of its files.",
         "Starting up, training tokenizers and fitting the VAE's start are not in the sum.",
         "",
     ]

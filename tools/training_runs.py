@@ -62,26 +62,24 @@ class Run:
         """The records of training steps (without validation)."""
         return [m for m in self.metrics if "seconds_per_step" in m]
 
-    def clock(self) -> tuple[list[float], int]:
-        """Seconds of work at each training record, and how often the run had been stopped.
+    def clock(self) -> list[float]:
+        """Seconds of work at each training record.
 
         The difference of two timestamps counts, validation and samples included. Where it is far above what the
         record says its steps took, the run was stopped in between; there the steps' own time counts.
         """
         if self.kept:
-            return [float(record["time"]) for record in self.training], 0
-        total, stops, previous = 0.0, 0, None
+            return [float(record["time"]) for record in self.training]
+        total, previous = 0.0, None
         clock: list[float] = []
         for record in self.training:
             steps = int(record["step"]) - (int(previous["step"]) if previous else 0)
             own = float(record["seconds_per_step"]) * steps
             elapsed = float(record["time"]) - float(previous["time"]) if previous else own
-            stopped = elapsed > 1.5 * own + 10
-            stops += stopped
-            total += own if stopped else elapsed
+            total += own if elapsed > 1.5 * own + 10 else elapsed
             clock.append(total)
             previous = record
-        return clock, stops
+        return clock
 
     def stage_of(self, step: int) -> str:
         """The stage that made a step (1-based), by the configuration: a record's own label may be an older name."""
@@ -93,7 +91,7 @@ class Run:
 
     def stage_times(self) -> list[StageTime]:
         """Every stage that was begun, in order; the last includes the closing validation."""
-        clock, _ = self.clock()
+        clock = self.clock()
         last = self.training[-1]
         unlogged = float(last["seconds_per_step"]) * (self.steps - int(last["step"]))
         closing = max(0.0, float(self.metrics[-1]["time"]) - float(last["time"]))
@@ -227,7 +225,7 @@ def read_latents(folder: Path) -> list[LatentSet]:
 
 def thin(run: Run, rows: int = CURVE_ROWS) -> list[dict[str, Any]]:
     """The curve that is kept: at most ``rows`` means of training records, and every validation record, by step."""
-    training, (clock, _) = run.training, run.clock()
+    training, clock = run.training, run.clock()
     stretch = max(1, -(-len(training) // rows))
     kept: list[dict[str, Any]] = []
     start = 0

@@ -150,7 +150,6 @@ def test_links_and_pictures_exist(inputs: Inputs, text: str) -> None:
 
 def test_wall_time_is_of_work_and_not_of_pauses(inputs: Inputs, text: str) -> None:
     vae = next(run for run in read_runs(inputs.runs_dir) if run.name == "tiny-vae")
-    assert vae.clock()[1] == 1
     # 20 steps of 2 s each, and one second of closing validation; the pause of 500 s is not work
     assert [(s.name, s.steps, s.seconds) for s in vae.stage_times()] == [("first", 20, 40.0), ("second", 20, 41.0)]
     (latents,) = read_latents(inputs.latents)

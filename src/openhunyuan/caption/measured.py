@@ -1,7 +1,8 @@
-"""The captioner that says only what was measured: colours, light, contrast, how much moves, whether the camera stands.
+"""The captioner that says only what was measured: colours, light, contrast, how much moves.
 
 It names no object, no place and no action, because nothing here looked for any. Its captions are poor and true. The
-scores come from the measures of `curate`; what was not measured is left out.
+scores come from the measures of `curate`; what was not measured is left out. The camera's move is put in from the table
+`camera`, as into every captioner's captions.
 """
 
 from __future__ import annotations
@@ -16,15 +17,12 @@ from openhunyuan.caption.schema import Caption
 
 _HUES = ((15, "red"), (42, "orange"), (70, "yellow"), (165, "green"), (200, "cyan"), (255, "blue"), (315, "purple"))
 
-STILL_CAMERA = 0.3
-"""Per cent of the diagonal a second below which the camera is called static."""
-
 
 class Measured(Captioner):
     """Captions from scores alone; needs no model and no frame."""
 
     name: ClassVar[str] = "measured"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def caption(self, item: Item) -> Captioned:
         caption = measured_caption(item.scores, item.palette, item.clip.kind)
@@ -44,9 +42,6 @@ def measured_caption(scores: Mapping[str, float], palette: Sequence[float], what
     moving = _band(
         scores.get("motion.speed"), ((1, "almost no motion"), (4, "slow motion"), (15, "motion"), (1e9, "fast motion"))
     )
-    camera = None
-    if scores.get("motion.camera_speed", 1e9) < STILL_CAMERA and scores.get("motion.subject_speed", 0) > STILL_CAMERA:
-        camera = "static"
     if not colours and not light and not moving:
         raise UserError("nothing was measured that a caption could say")
     kind = " ".join(word for word in (light, colourful) if word)
@@ -54,14 +49,11 @@ def measured_caption(scores: Mapping[str, float], palette: Sequence[float], what
     if colours:
         short += f" in {_and(colours)}"
     dense = short + (f", with {moving}" if moving else "") + (f" and {contrast}" if contrast and moving else "")
-    if camera:
-        dense += ", the camera is static"
     return Caption(
         short=short,
         dense=dense,
         lighting=f"{light} picture" if light else "",
         atmosphere="",
-        camera=camera,
     )
 
 

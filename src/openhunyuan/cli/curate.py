@@ -40,7 +40,7 @@ class CurateOptions(Choice):
     threshold: tuple[str, ...] = Field(
         (),
         description='Change or add a threshold, as "motion.speed>=1.5" or, for one set of the ladder, '
-        '"540p:clarity.edge_width<=2"; may be repeated.',
+        '"540p:blur.width<=2"; may be repeated.',
     )
     without: tuple[str, ...] = Field(
         (), description="Leave a filter out, by its name in the funnel; may be repeated. Scores are still measured."

@@ -254,7 +254,7 @@ def known_scores(measures: Sequence[Measure]) -> list[str]:
 def with_threshold(
     filters: Sequence[Filter], text: str, measures: Sequence[Measure], more: Sequence[str] = ()
 ) -> tuple[Filter, ...]:
-    """The filters with one threshold changed or added: "motion.speed>=1.5", "clarity.edge_width<=2".
+    """The filters with one threshold changed or added: "motion.speed>=1.5", "blur.width<=2".
 
     more: scores known beside those of clips and measures.
     Raises UserError for text of another form or a score that no measure gives.
@@ -265,7 +265,7 @@ def with_threshold(
     except ValueError:
         match = None
     if not match:
-        raise UserError(f"'{text}' is not a threshold; write one like motion.speed>=1.5 or clarity.edge_width<=2.")
+        raise UserError(f"'{text}' is not a threshold; write one like motion.speed>=1.5 or blur.width<=2.")
     score, key = match[1], "at_least" if match[2] == ">=" else "at_most"
     known = [*known_scores(measures), *more]
     if score not in known:

@@ -6,6 +6,7 @@ Pairs lie in memory and are drawn anew, turned and mirrored, at every step; noth
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class SmallTrainConfig(Strict):
     log_every: int = Field(default=20, gt=0)
 
 
-class SmallTask:
+class SmallTask(ABC):
     """Task and source. pairs, heldout: (inputs [N, C, h, w], targets [N, K, h/8, w/8])."""
 
     phases: tuple[str, ...] = ("net",)
@@ -74,13 +75,13 @@ class SmallTask:
         """What the network is fed, from pairs as they are kept."""
         return drawn
 
+    @abstractmethod
     def turned(self, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One pair, mirrored or turned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, out: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss, and what is reported of it."""
-        raise NotImplementedError
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         rng = np.random.default_rng([self.config.seed, 11, step])
@@ -108,7 +109,7 @@ class SmallTask:
         _, values = self.score(torch.cat(out), torch.cat(wanted))
         return {f"heldout_{k}": float(v) for k, v in values.items()}
 
-    def sample(self, folder: Path, context: StepContext) -> None:
+    def sample(self, folder: Path, context: StepContext) -> None:  # noqa: B027 (these tasks have nothing to render)
         """Nothing to render."""
 
 
