@@ -159,7 +159,7 @@ def _page(sizes: Sizes, found: dict[str, list[dict[str, float]]]) -> Page:
 
 def main(argv: list[str] | None = None) -> None:
     study = begin("a", "tiling", __doc__, argv)
-    write_page(study, run(study), argv)
+    write_page(study, run(study))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def _page(sizes: Sizes, before: list[dict[str, Any]], found: dict[str, list[dict
 
 def main(argv: list[str] | None = None) -> None:
     study = begin("b", "mix-scale", __doc__, argv)
-    write_page(study, run(study), argv)
+    write_page(study, run(study))
 
 
 if __name__ == "__main__":

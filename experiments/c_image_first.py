@@ -164,7 +164,7 @@ def _page(sizes: Sizes, more: int, after: list[dict[str, Any]], alone: list[dict
 
 def main(argv: list[str] | None = None) -> None:
     study = begin("c", "image-first", __doc__, argv)
-    write_page(study, run(study), argv)
+    write_page(study, run(study))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WORK = Path("runs/experiments")
 PAGES = Path("docs/results/experiments")
+SEEDS = (0, 1, 2)
 REPRODUCED, PARTLY, NOT = "reproduced", "partly reproduced", "not reproduced"
 
 
@@ -82,7 +83,7 @@ class Study:
 def begin(letter: str, name: str, doc: str | None, argv: Sequence[str] | None = None) -> Study:
     """The study that a command line asks for."""
     parser = argparse.ArgumentParser(prog=command(letter, name), description=(doc or "").split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of training and noise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of training and noise")
     parser.add_argument("--quick", action="store_true", help="the smallest form, in seconds; its page stays in --work")
     parser.add_argument("--work", type=Path, default=WORK, help="latents, runs and results")
     parser.add_argument("--pages", type=Path, default=PAGES, help="where the page goes")
@@ -112,13 +113,16 @@ class Page:
     caption: str = ""
 
 
-def write_page(study: Study, page: Page, argv: Sequence[str] | None = None) -> Path:
-    """Write the page and its picture; returns the page's path."""
+def write_page(study: Study, page: Page) -> Path:
+    """Write the page and its picture; returns the page's path. Its command names what decides the numbers, not where
+    files lay."""
     study.pages.mkdir(parents=True, exist_ok=True)
     path = study.pages / f"{study.slug}.md"
-    said = " ".join(sys.argv[1:] if argv is None else argv)
     smallest = " (the smallest form, whose numbers mean nothing)" if study.quick else ""
     seeds = ", ".join(map(str, study.seeds))
+    said = command(study.letter, study.name)
+    said += f" --seeds {' '.join(map(str, study.seeds))}" if study.seeds != SEEDS else ""
+    said += " --quick" if study.quick else ""
     lines = [
         f"# {page.title}{smallest}",
         f"**Verdict: {page.verdict}.** Claim: {page.claim}",
@@ -138,7 +142,7 @@ def write_page(study: Study, page: Page, argv: Sequence[str] | None = None) -> P
         "## What this scale can and cannot show",
         page.scale,
         "## Command",
-        f"```sh\n{command(study.letter, study.name)} {said}".rstrip() + "\n```",
+        f"```sh\n{said}\n```",
         f"Revision {', '.join(sorted(study.revisions))}; torch {torch.__version__}; measured on a shared "
         f"{os.cpu_count()}-core CPU ({processor()}), {torch.get_num_threads()} thread(s), "
         f"{study.seconds / 60:.1f} minutes of CPU time, encoding included where latents were new.",

@@ -175,7 +175,7 @@ def _page(
 def main(argv: list[str] | None = None) -> None:
 
     study = begin("d", "schedules", __doc__, argv)
-    write_page(study, run(study), argv)
+    write_page(study, run(study))
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def _page(sizes: Sizes, found: list[dict[str, Any]]) -> Page:
 
 def main(argv: list[str] | None = None) -> None:
     study = begin("e", "guidance", __doc__, argv)
-    write_page(study, run(study), argv)
+    write_page(study, run(study))
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def _page(sizes: Sizes, fine: list[dict[str, Any]], students: dict[int, list[dic
 
 def main(argv: list[str] | None = None) -> None:
     study = begin("f", "steps", __doc__, argv)
-    write_page(study, run(study), argv)
+    write_page(study, run(study))
 
 
 if __name__ == "__main__":
