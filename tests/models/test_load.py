@@ -177,3 +177,18 @@ def test_eight_bits_on_request(micro_model_folder: Path) -> None:
     assert stored["final_layer.linear.weight"].dtype == torch.float32
     scales = {name: value for name, value in stored.items() if name.endswith("weight_scale")}
     assert len(scales) == 1 * 10 + 2 * 3
+
+
+def test_a_variant_inside_a_model_takes_the_other_parts_from_it(folder: Path) -> None:
+    variant = folder / "fast"
+    variant.mkdir()
+    shutil.copytree(folder / "dit", variant / "dit")
+    spec = json.loads((folder / "model.json").read_text()) | {"name": "variant", "sha256": {}}
+    (variant / "model.json").write_text(json.dumps(spec))
+    model = load_model(str(variant), "cpu")
+    assert model.spec.name == "variant"
+    assert model.files.vae == folder.resolve() / "vae"
+    assert model.text.encode(["a red circle"]).states.shape[-1] == model.dit.config.text_dim
+    (folder / "model.json").rename(folder / "other.json")
+    with pytest.raises(UserError, match="vae/config.json is missing"):
+        check_model(str(variant))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from openhunyuan.base.video import read_video
 from openhunyuan.cli.main import main
@@ -225,6 +226,28 @@ def test_the_vae_goes_on_from_its_parent(micro_scale, micro_model_folder: Path, 
     assert run_json(tmp_path, "vae-tiling")["lineage"]["from"] == "vae"
 
 
+def test_a_decoder_is_tuned_while_the_encoder_and_its_latents_stay(micro_scale, micro_model_folder, tmp_path):
+    assert go("vae", tmp_path, "--from", str(micro_model_folder), "--decoder-only") == 0
+    tuned, start = (
+        load_file(folder / "vae" / "model.safetensors") for folder in (tmp_path / "vae", micro_model_folder)
+    )
+    kept = {name for name in start if torch.equal(tuned[name].float(), start[name].half().float())}
+    assert kept >= {name for name in start if name.startswith(("encoder.", "quant_conv."))}
+    assert "decoder.conv_in.conv.weight" not in kept
+
+
+def test_how_often_the_camera_moves_and_a_first_frame_is_given(micro_scale, micro_model_folder, tmp_path):
+    start = ["--from", str(micro_model_folder)]
+    assert go("image-to-video", tmp_path, *start, "--camera-prob", "1") == 0
+    run = run_json(tmp_path, "image-to-video")
+    assert run["data"] == {"world": {"clips": 2, "camera_prob": 1.0}}
+    folders = [path for path in (tmp_path / "world-latents").glob("*-camera1") if "heldout" not in path.name]
+    samples = [sample for folder in folders for sample in ShardDataset(folder).samples]
+    assert samples and all(sample.metadata["camera"] != "static" for sample in samples)
+    assert go("flow-sft", tmp_path, "--from", "image-to-video", "--image-share", "0.25") == 0
+    assert run_json(tmp_path, "flow-sft")["image_share"] == 0.25
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +327,10 @@ def test_a_run_whose_parent_changed_is_not_gone_on_with(chain: Path, tmp_path: P
         (["lora", "--name", "a/b"], "it must be the name of a directory"),
         (["tiny-image", "--scale", "paper"], "takes no --scale"),
         (["vae", "--scale", "node"], "reads curated clips; give them with --data"),
+        (["vae", "--decoder-only"], "say whose with --from"),
+        (["flow-sft", "--from", "tiny", "--decoder-only"], "is for the stages of the VAE"),
+        (["flow-sft", "--data", ".", "--camera-prob", "0.5"], "is for the synthetic world"),
+        (["tiny-image", "--image-share", "0.5"], "takes no --image-share"),
     ],
 )
 def test_options_that_do_not_fit(args: list[str], message: str, tmp_path: Path, capsys):

@@ -57,6 +57,23 @@ class TrainOptions(Record):
         None,
         description="Stages of the VAE: lpips:VGG16_FILE,LINEAR_FILE, clip:FOLDER, or none; default at tiny: none.",
     )
+    camera_prob: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Stages at tiny scale without --data: share of the scenes whose camera moves; default: 0.15.",
+    )
+    decoder_only: bool = Field(
+        False,
+        description="Stages of the VAE: the encoder stays, so that latents and transformers made with it stay valid.",
+    )
+    image_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Stages on latents, from weights that read a first frame: share of steps that give one; default: "
+        "as the run before had it, 0.5 for a model.",
+    )
     stored_texts: bool = Field(
         False, description="Stages on latents: train on the texts as encoded, not on texts assembled in every epoch."
     )
@@ -115,7 +132,10 @@ class TrainOptions(Record):
 _MADE = {**RECIPES, **SMALL_NETWORKS}
 
 LAYOUT = ("tensor", "ulysses", "ring")
-STAGE_OPTIONS = ("scale", "from_", "name", "text_model", "clips", "perceptual", "stored_texts", "memory", *LAYOUT)
+STAGE_OPTIONS = (
+    "scale", "from_", "name", "text_model", "clips", "perceptual", "camera_prob", "decoder_only", "image_share",
+    "stored_texts", "memory", *LAYOUT,
+)  # fmt: skip
 """What the embedded model's recipes do not take."""
 
 
@@ -235,6 +255,8 @@ def _check_stage_options(options: TrainOptions) -> None:
     left_out = [name for name in LAYOUT if options.dry_run and getattr(options, name) > 1]
     if left_out:
         raise UserError(f"--dry-run counts replicas and recomputation, but not --{left_out[0]}; leave that out.")
+    if options.data and options.camera_prob is not None:
+        raise UserError("--camera-prob is for the synthetic world; the clips of --data are as they are: leave it out.")
     if options.data and not Path(options.data).is_dir():
         raise UserError(f"The folder {options.data} of --data does not exist.")
 
@@ -269,6 +291,9 @@ def _chosen(options: TrainOptions) -> run_stage.Options:
         pick_device(options.device),
         Layout(**{name: getattr(options, name) for name in ("replicas", "recompute", *LAYOUT)}),
         options.memory,
+        options.decoder_only,
+        options.camera_prob,
+        options.image_share,
     )
 
 

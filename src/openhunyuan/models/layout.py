@@ -17,6 +17,7 @@ from openhunyuan.base.weights import read_header
 
 Layout = Literal["openhunyuan", "official", "diffusers", "comfyui"]
 ImageCondition = Literal["token_replace", "latent_concat"]
+OWN_PARTS = ("dit", "vae", "text_encoder", "text_encoder_2")
 CONFIG = "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHT_SUFFIXES = (*PICKLES, ".safetensors")
@@ -56,7 +57,7 @@ class Parts:
 
     def missing(self) -> list[str]:
         """Names of the parts that were not found."""
-        return [name for name in ("dit", "vae", "text_encoder", "text_encoder_2") if getattr(self, name) is None]
+        return [name for name in OWN_PARTS if getattr(self, name) is None]
 
 
 def find_parts(path: Path) -> Parts | None:
@@ -70,10 +71,17 @@ def find_parts(path: Path) -> Parts | None:
     if not path.is_dir():
         return None
     if (path / "model.json").is_file():
-        return Parts("openhunyuan", path, path / "dit", path / "vae", path / "text_encoder", path / "text_encoder_2")
+        return Parts("openhunyuan", path, *(_own_or_above(path, part) for part in OWN_PARTS))
     if (path / "model_index.json").is_file():
         return _diffusers(path)
     return _official(path) or _comfyui(path)
+
+
+def _own_or_above(path: Path, part: str) -> Path:
+    """A part of a model folder of ours. One that lies in another model's folder takes what it lacks from that one."""
+    above = path.resolve().parent
+    lacks = not (path / part).exists() and (above / "model.json").is_file()
+    return above / part if lacks and (above / part).is_dir() else path / part
 
 
 def _diffusers(path: Path) -> Parts:

@@ -8,6 +8,8 @@ A model folder holds::
     text_encoder/               a decoder-only LLM in the Hugging Face layout, its tokenizer, template.json
     text_encoder_2/             a CLIP text model in the Hugging Face layout, its tokenizer
 
+A model folder inside another one takes from that one what it lacks: a variant is a ``model.json`` and a ``dit``.
+
 Any folder of this layout works wherever a model's name does, and so does a model as others publish it: an official
 folder, a diffusers folder, a transformer's file with the other parts around it (see ``models.layout``).
 """
@@ -25,9 +27,18 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record, nearest, read_json
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.weights import count_parameters, read_header
-from openhunyuan.models.layout import CONFIG, PICKLES, ImageCondition, Layout, Parts, find_parts, official_file
+from openhunyuan.models.layout import (
+    CONFIG,
+    OWN_PARTS,
+    PICKLES,
+    ImageCondition,
+    Layout,
+    Parts,
+    find_parts,
+    official_file,
+)
 
-COMPONENTS = ("dit", "vae", "text_encoder", "text_encoder_2")
+COMPONENTS = OWN_PARTS
 WEIGHTS = "model.safetensors"
 _STEMS = ("model", "diffusion_pytorch_model")
 

@@ -75,10 +75,17 @@ class Options:
     device: torch.device = CPU
     layout: Layout = ALONE
     memory: float | None = None
+    decoder_only: bool = False
+    camera_prob: float | None = None
+    image_share: float | None = None
 
     def recipe(self, stage: str) -> Made:
         """The stage's config at the scale, shortened if asked."""
         made = STAGES[stage](self.scale)
+        if self.decoder_only:
+            if isinstance(made, LatentRecipe):
+                raise UserError(f"--decoder-only is for the stages of the VAE; {stage} trains a transformer.")
+            made = made.model_copy(update={"loss": made.loss.model_copy(update={"decoder_only": True})})
         return made if self.steps is None else shortened(made, self.steps)
 
 
@@ -90,6 +97,8 @@ def train(stage: str, runs_dir: Path, options: Options) -> Path:
     """
     recipe = options.recipe(stage)
     origin = find_origin(stage, options.source, runs_dir)
+    if options.decoder_only and origin.record["from"] is None:
+        raise UserError("--decoder-only keeps an encoder that is there already: say whose with --from.")
     run_dir = runs_dir / (options.name or stage)
     check_unchanged(run_dir, origin.record)
     if isinstance(recipe, VaeRecipe):
@@ -150,7 +159,7 @@ def _train_vae(stage: str, recipe: VaeRecipe, origin: Origin, run_dir: Path, opt
     trainer.run()
     vae = vae.cpu()
     last = config.stages[-1]
-    if vae.config.scaling_factor == 1.0:  # a published VAE keeps the scale that its config has
+    if vae.config.scaling_factor == 1.0 and not recipe.loss.decoder_only:  # published ones keep their config's scale
         numbers = range(max(2, min(STATISTICS, options.clips)))
         seen = [source.batch(config.total_steps + i, last, last.shapes[i % len(last.shapes)]) for i in numbers]
         clips = [clip for batch in seen for clip in batch["video"].split(1)]
@@ -270,9 +279,10 @@ class _LatentRun:
             raise _needs_data(self.stage, options, "encoded latents")
         folder = self.run_dir.parent / "world-latents"
         shapes = self.recipe.train.stages[0].shapes
-        self.world.once(lambda: encode_buckets(folder, shapes, options.clips, self.model))
-        datasets, validation = read_buckets(folder, shapes, options.clips)
-        return datasets, validation, {"world": {"clips": options.clips}}
+        self.world.once(lambda: encode_buckets(folder, shapes, options.clips, self.model, options.camera_prob))
+        datasets, validation = read_buckets(folder, shapes, options.clips, options.camera_prob)
+        said = {} if options.camera_prob is None else {"camera_prob": options.camera_prob}
+        return datasets, validation, {"world": {"clips": options.clips, **said}}
 
     def _as_the_data(self, datasets: list[ShardDataset]) -> LatentRecipe:
         """A LoRA takes whatever sizes there are."""
@@ -426,7 +436,9 @@ class _LatentRun:
 
     def _inherited_share(self) -> float:
         """In how many steps first frames are given: weights that read pictures must not forget it."""
-        return self.origin.image_share if self.inherited else 0.0
+        if not self.inherited:
+            return 0.0
+        return self.origin.image_share if self.options.image_share is None else self.options.image_share
 
     def _share(self) -> float:
         """In how many steps first frames are given in this run."""

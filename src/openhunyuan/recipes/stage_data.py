@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,24 @@ def data_record(data: Path, datasets: Sequence[ShardDataset]) -> dict[str, Any]:
     return {"folder": str(data), "samples": sum(len(d) for d in datasets), "sha256": digest}
 
 
-def encode_buckets(folder: Path, shapes: Sequence[BatchShape], clips: int, model: LoadedModel) -> None:
-    """Encode ``clips`` scenes of the world for each shape, and held-out ones for the largest image and video."""
-    for spec, place in _buckets(folder, shapes, clips):
-        encode_world(place, spec, _encoders(model), model.device)
+def encode_buckets(
+    folder: Path, shapes: Sequence[BatchShape], clips: int, model: LoadedModel, camera_prob: float | None = None
+) -> None:
+    """Encode ``clips`` scenes of the world for each shape, and held-out ones for the largest image and video.
+
+    ``camera_prob``: in what share of the training scenes the camera moves; None = the world's own.
+    """
+    for spec, place in _buckets(folder, shapes, clips, camera_prob):
+        encode_world(place, spec, _encoders(model), model.device, os.cpu_count() or 1)
 
 
-def read_buckets(folder: Path, shapes: Sequence[BatchShape], clips: int) -> tuple[list[ShardDataset], dict[str, Batch]]:
+def read_buckets(
+    folder: Path, shapes: Sequence[BatchShape], clips: int, camera_prob: float | None = None
+) -> tuple[list[ShardDataset], dict[str, Batch]]:
     """What ``encode_buckets`` wrote: training sets, and validation batches by name."""
     train: list[ShardDataset] = []
     held: dict[str, Batch] = {}
-    for spec, place in _buckets(folder, shapes, clips):
+    for spec, place in _buckets(folder, shapes, clips, camera_prob):
         dataset = ShardDataset(place)
         if spec.split == "train":
             train.append(dataset)
@@ -100,16 +108,22 @@ def read_buckets(folder: Path, shapes: Sequence[BatchShape], clips: int) -> tupl
     return train, held
 
 
-def _buckets(folder: Path, shapes: Sequence[BatchShape], clips: int) -> list[tuple[WorldBucket, Path]]:
+def _buckets(
+    folder: Path, shapes: Sequence[BatchShape], clips: int, camera_prob: float | None
+) -> list[tuple[WorldBucket, Path]]:
     found: dict[Path, WorldBucket] = {}
+    said = {} if camera_prob is None else {"camera_prob": camera_prob}
+    kind = "" if camera_prob is None else f"-camera{camera_prob:g}"
     for shape in shapes:
         name = f"{shape.num_frames}x{shape.height}x{shape.width}"
         # Every set has scenes of its own.
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-        spec = WorldBucket(count=clips, num_frames=shape.num_frames, size=shape.height, width=shape.width, seed=seed)
-        found[folder / f"{name}-{clips}"] = spec
-    for kind in (True, False):
-        of_kind = [s for s in shapes if (s.num_frames == 1) is kind]
+        spec = WorldBucket(
+            count=clips, num_frames=shape.num_frames, size=shape.height, width=shape.width, seed=seed, **said
+        )
+        found[folder / f"{name}-{clips}{kind}"] = spec
+    for still in (True, False):
+        of_kind = [s for s in shapes if (s.num_frames == 1) is still]
         if of_kind:
             largest = max(of_kind, key=lambda s: (s.num_frames * s.height * s.width, -abs(s.height - s.width)))
             spec = WorldBucket(
