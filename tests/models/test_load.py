@@ -190,5 +190,5 @@ def test_a_variant_inside_a_model_takes_the_other_parts_from_it(folder: Path) ->
     assert model.files.vae == folder.resolve() / "vae"
     assert model.text.encode(["a red circle"]).states.shape[-1] == model.dit.config.text_dim
     (folder / "model.json").rename(folder / "other.json")
-    with pytest.raises(UserError, match="vae/config.json is missing"):
+    with pytest.raises(UserError, match=r"vae/config\.json is missing"):
         check_model(str(variant))
