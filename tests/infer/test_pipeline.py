@@ -10,6 +10,7 @@ from openhunyuan.base.device import noise
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.diffusion.schedule import sigmas
+from openhunyuan.evals.alignment import measure
 from openhunyuan.infer.pipeline import Pipeline
 
 RED = "a large red circle moves right on a black background"
@@ -158,3 +159,13 @@ def test_what_is_not_used_is_said(
     with caplog.at_level(logging.WARNING, logger="openhunyuan"):
         pipe(seed=1, num_inference_steps=1, num_frames=1, **fields)
     assert message in caplog.text
+
+
+def test_the_distilled_model_asks_its_transformer_once_a_step() -> None:
+    pipe = Pipeline.from_pretrained("tiny-fast", device="cpu")
+    asked: list[int] = []
+    pipe.model.dit.register_forward_hook(lambda *_: asked.append(1))
+    frames = pipe(prompt=RED, seed=1).frames[0]
+    assert len(asked) == 8
+    seen = measure(frames)
+    assert (seen.color, seen.shape, seen.motion) == ("red", "circle", "right")
