@@ -2,9 +2,10 @@
 
     python -m benchmarks.few_steps --num-prompts 200
 
-Each row makes the videos of the same held-out prompts from the same noise. "all right" is the share whose colour, shape,
-motion and background are as asked (`evaluate alignment`); "detail" is the mean change between neighbouring pixels (both
-ways, all frames) over that of the same scenes as the world renders them: blur lowers it, which alignment does not see.
+Each row makes the videos of the same held-out prompts from the same noise. "all right" is the share whose colour,
+shape, motion and background are as asked (`evaluate alignment`); "detail" is the mean change between neighbouring
+pixels (both ways, all frames) over that of the same scenes as the world renders them: blur lowers it, which alignment
+does not see.
 Seconds are processor time of making the videos, text encoding and VAE included, divided by their number; rows take turns
 batch by batch, so that other work on the machine meets all of them alike.
 """
@@ -70,7 +71,7 @@ def detail(frames: np.ndarray) -> float:
 def compare(rows: Sequence[Row], scenes: Sequence[Scene], batch_size: int, seed: int) -> list[Found]:
     """Every row on every scene."""
     pipes = {name: Pipeline.from_pretrained(name, "cpu") for name in {row.model for row in rows}}
-    spent = {row: 0.0 for row in rows}
+    spent = dict.fromkeys(rows, 0.0)
     seen: dict[Row, list[dict[str, bool]]] = {row: [] for row in rows}
     sharp: dict[Row, list[float]] = {row: [] for row in rows}
     for start in range(0, len(scenes), batch_size):
@@ -110,7 +111,7 @@ def compare(rows: Sequence[Row], scenes: Sequence[Scene], batch_size: int, seed:
 def table(found: Sequence[Found]) -> str:
     """Markdown; seconds also as a ratio to the first row."""
     lines = [
-        f"| model | steps | guidance | calls | {' | '.join(ATTRIBUTES)} | all right | detail | CPU s a video | of row 1 |",
+        f"| model | steps | guidance | calls | {' | '.join(ATTRIBUTES)} | all right | detail | CPU s | of row 1 |",
         "| --- " + "| --: " * (len(ATTRIBUTES) + 7) + "|",
     ]
     for row in found:
