@@ -6,8 +6,8 @@ Each row makes the videos of the same held-out prompts from the same noise. "all
 shape, motion and background are as asked (`evaluate alignment`); "detail" is the mean change between neighbouring
 pixels (both ways, all frames) over that of the same scenes as the world renders them: blur lowers it, which alignment
 does not see.
-Seconds are processor time of making the videos, text encoding and VAE included, divided by their number; rows take turns
-batch by batch, so that other work on the machine meets all of them alike.
+Seconds are processor time of making the videos, text encoding and VAE included, divided by their number; rows take
+turns batch by batch, so that other work on the machine meets all of them alike.
 """
 
 from __future__ import annotations
