@@ -25,6 +25,14 @@ def test_a_dry_run_counts_processes_and_price(tmp_path: Path, capsys: pytest.Cap
     assert "of gathered blocks" in out and "device hours at 2.5" in out
 
 
+def test_a_dry_run_counts_tensor_and_context_parallelism(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--scale", "paper", "--processes", "16", "--tensor", "4", "--ulysses", "2", "--tflops", "9000"]
+    assert main(["train", "flow-video-high-long", "--dry-run", *words]) == 0
+    out = capsys.readouterr().out
+    assert "16 processes, 1 x 16: each holds 1/4 of the state of 1/4 of every block, blocks are computed again" in out
+    assert "8 processes work on the same samples (tensor 4 x ulysses 2 x ring 1)" in out
+
+
 def test_watch_shows_the_processes_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "tiny-image"
     (run / "heartbeats").mkdir(parents=True)
@@ -48,7 +56,11 @@ def test_watch_shows_the_processes_of_a_run(tmp_path: Path, capsys: pytest.Captu
         (["tiny-image", "--recompute"], "--recompute is for --dry-run"),
         (["tiny-image", "--ring", "2"], "takes no --ring; the stages do"),
         (["tiny-image", "--memory", "2"], "takes no --memory; the stages do"),
-        (["flow-sft", "--dry-run", "--ring", "2"], "--dry-run counts replicas and recomputation, but not --ring"),
+        (["flow-sft", "--dry-run", "--ring", "2"], "1 process cannot work on the same samples in groups of 2"),
+        (["flow-sft", "--dry-run", "--processes", "5", "--tensor", "5"], "tensor is 5, but has to divide the model's"),
+        (["lora", "--dry-run", "--processes", "2"], "A LoRA is trained in one process; leave --processes out"),
+        (["vae", "--dry-run", "--processes", "2"], "The stages of the VAE run in one process"),
+        (["flow-sft", "--processes", "2"], "--processes is for --dry-run"),
         (["vae", "--ring", "2", "--runs-dir", "nowhere"], "vae trains a VAE in one process"),
         (["tiny-image", "--log", "wand"], "'wandb'"),
         (["tiny-image", "--watch", "--runs-dir", "nowhere"], "no run in nowhere/tiny-image"),

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.sizes import LatentSize
 from openhunyuan.models.dit.model import DiT
+from openhunyuan.models.flops import dit_flops
 from openhunyuan.parallel.apply import Layout, each, make_mesh, whole
-from openhunyuan.parallel.tensor import Order, check_splits
+from openhunyuan.parallel.tensor import Order, check_splits, split_alone
 from openhunyuan.parallel.world import World
 from openhunyuan.train import checkpoint
 from tests.parallel.launch import launch
@@ -106,6 +109,19 @@ def test_what_cannot_be_split_is_refused() -> None:
     dit.double_blocks[0].txt_mlp.fc1 = nn.Identity()
     with pytest.raises(UserError, match=r"double_blocks\.0\.txt_mlp\.fc1 is a Identity"):
         check_splits(dit, 2)
+
+
+@pytest.mark.parametrize("sequence", [True, False])
+def test_one_process_without_the_others_computes_what_the_formula_says(sequence: bool) -> None:
+    latent, text = LatentSize(3, 6, 10), 5  # 45 image tokens: 2 divides neither them nor them and the text
+    with torch.device("meta"):
+        dit = DiT(DIT)
+        shape = (2, 2, latent.frames, latent.height, latent.width)
+        inputs = [torch.empty(shape), torch.empty(2), torch.empty(2, text, 4), torch.ones(2, text), torch.empty(2, 4)]
+    split_alone(dit, 2, sequence)
+    with FlopCounterMode(display=False) as counter:
+        out = dit(*inputs)
+    assert out.shape == shape and counter.get_total_flops() == dit_flops(DIT, latent, text, 2, tensor=2)
 
 
 def test_groups_that_do_not_fit_are_refused_and_neighbours_share_their_samples() -> None:

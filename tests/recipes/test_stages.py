@@ -138,8 +138,9 @@ def test_costs_of_the_13b_are_counted_without_computing(stage: str):
     assert cost.samples == pytest.approx(recipe.train.total_steps * recipe.global_batch, rel=0.02)
     if stage == "flow-video-high-long":
         step = next(s for s in cost.stages if s.shape.num_frames == 129 and s.shape.width == 1280)
-        # 12.1 PFLOP forward at 720×1280×129 with 256 text tokens, three times that with the backward pass.
-        assert step.flops / step.steps == pytest.approx(3 * 12.1e15, rel=0.01)
+        # 12.1 PFLOP forward at 720×1280×129 with 256 text tokens; three times that with the backward pass, and once
+        # more because blocks are computed again.
+        assert step.flops / step.steps == pytest.approx(4 * 12.1e15, rel=0.01)
 
 
 def test_new_picture_channels_change_nothing_at_first():

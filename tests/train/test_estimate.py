@@ -1,3 +1,7 @@
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,9 +12,12 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.flops import dit_flops
 from openhunyuan.parallel.apply import Layout, blocks
+from openhunyuan.recipes.stage_costs import measure_activations
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
-from openhunyuan.train.estimate import Workload, count_forward, duration, estimate, in_words
+from openhunyuan.train.estimate import Estimate, Forward, Workload, count_forward, duration, estimate, in_words
 from openhunyuan.train.optim import build_optimizers
+from tests.parallel.launch import launch
+from tests.train import estimate_program as real
 
 SMALL = DiTConfig(
     hidden_size=32, num_heads=2, num_double_blocks=1, num_single_blocks=2, num_refiner_blocks=1,
@@ -84,7 +91,8 @@ def test_several_processes_share_the_state_the_samples_and_the_time() -> None:
     one, many = estimate(work), estimate(work, Layout(replicas=2), 4)
     assert many.state == pytest.approx(one.state / 2, abs=1) and many.checkpoints == one.checkpoints
     largest = max(sum(p.numel() for p in block.parameters()) for block in blocks(dit))
-    assert many.gathered == 3 * 4 * largest and one.gathered == 0
+    outside = sum(p.numel() for name, p in dit.named_parameters() if "blocks." not in name)
+    assert many.gathered == 4 * (3 * largest + 2 * outside) and one.gathered == 0
     (clips, images), (all_clips, all_images) = many.stages, one.stages
     assert clips.activations == all_clips.activations / 2  # two clips for four processes: one of them is the most
     assert images.activations == all_images.activations / 4
@@ -97,6 +105,96 @@ def test_several_processes_share_the_state_the_samples_and_the_time() -> None:
     assert not [line for line in many.lines(1e9, "x") if line.startswith("cost")]
     with pytest.raises(UserError, match="4 processes cannot make 3 equal replicas"):
         estimate(work, Layout(replicas=3), 4)
+
+
+def counted(layout: Layout, processes: int, global_batch: int = 0) -> Estimate:
+    """What one micro-batch of one sample of ``estimate_program`` is estimated to cost."""
+    shape = BatchShape(batch_size=1, num_frames=9, height=48, width=80)
+    config = TrainConfig(
+        name="r", ema_decay=0.9, optimizer=OptimizerConfig(name="muon"),
+        stages=(Stage(name="s", steps=1, shapes=(shape,)),),
+    )  # fmt: skip
+    with torch.device("meta"):
+        dit = DiT(real.DIT)
+
+    def count(shape: BatchShape, layout: Layout) -> Forward:
+        flops = dit_flops(real.DIT, real.LATENT, real.TEXT, 1, layout.tensor, layout.ulysses, layout.ring)
+        kept = measure_activations(real.DIT, real.TEXT, layout.tensor, layout.sequence)
+        run = math.ceil(real.LATENT.tokens() / (layout.ulysses * layout.ring))
+        return Forward(flops, *(kept.bytes(real.DIT, run, 1, again) for again in (False, True)))
+
+    return estimate(
+        Workload(
+            config, {"model": dit}, lambda shape: None, lambda shape: real.LATENT.tokens(), count=count,
+            micro_batches=lambda stage: {shape: 1}, global_batch=global_batch,
+        ),
+        layout,
+        processes,
+    )  # fmt: skip
+
+
+@pytest.mark.slow  # two and four processes
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_really_hold_keep_and_send_what_is_estimated(processes: int, tmp_path: Path) -> None:
+    launch("tests.train.estimate_program", processes, tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report) == len(real.LAYOUTS[processes])
+    for case in report:
+        layout, most = Layout(**case["layout"]), case["most"]
+        found = counted(layout, processes)
+        assert found.weights == most["weights"], layout
+        assert found.state == sum(most[name] for name in ("weights", "gradients", "optimizer", "average")), layout
+        assert found.stages[0].activations == pytest.approx(most["activations"], rel=0.1), layout
+        if layout.alike == 1:  # else what blocks exchange is there, too
+            assert found.sent == pytest.approx(most["sent"], rel=1e-3), layout
+
+
+def test_tensor_and_context_parallelism_divide_what_they_divide() -> None:
+    one, tensor, ring = counted(Layout(), 1), counted(Layout(tensor=2), 2), counted(Layout(ring=2), 2)
+    with torch.device("meta"):
+        dit = DiT(real.DIT)
+    halved = sum(p.numel() for name, p in dit.named_parameters() if is_split(name))
+    assert one.weights - tensor.weights == 4 * halved / 2 and ring.weights == pytest.approx(one.weights / 2, rel=0.01)
+    assert tensor.gathered == tensor.sent == 0 < ring.sent
+    assert tensor.checkpoints == one.checkpoints == ring.checkpoints
+    for many in (tensor, ring):
+        assert one.stages[0].activations / 2 < many.stages[0].activations < one.stages[0].activations / 1.4
+        # All processes together do more than one alone: text, modulation and embedders are in each of them.
+        assert one.flops < many.flops < 1.4 * one.flops
+        assert many.seconds(1e9) == many.flops / 2e9
+    whole = counted(Layout(tensor=2, sequence=False), 2)
+    assert whole.weights == tensor.weights and whole.stages[0].activations > tensor.stages[0].activations
+
+
+def is_split(name: str) -> bool:
+    module, _, kind = name.rpartition(".")
+    last = module.rpartition(".")[2]
+    columns = last in ("fc1", "linear1") or last.endswith("_qkv")
+    return "blocks." in name and (columns or (kind == "weight" and (last in ("fc2", "linear2") or "_proj" in last)))
+
+
+def test_the_page_names_the_layout_and_what_it_leaves_out() -> None:
+    page = "\n".join(counted(Layout(tensor=2, ring=2), 8, 6).lines(1e9, "x"))
+    assert "8 processes, 1 x 8: each holds 1/4 of the state of 1/2 of every block" in page
+    assert "4 processes work on the same samples (tensor 2 x ulysses 1 x ring 2)" in page
+    assert "2 parts of the data, of a step 3 samples each (mean)" in page
+    assert "activations that blocks exchange are not counted" in page
+
+
+def test_layouts_that_the_run_would_refuse_are_refused() -> None:
+    with pytest.raises(UserError, match="6 processes cannot work on the same samples in groups of 4"):
+        counted(Layout(tensor=4), 6)
+    with pytest.raises(UserError, match="tensor is 3, but has to divide the model's 4 heads"):
+        counted(Layout(tensor=3), 3)
+    with pytest.raises(UserError, match="ulysses is 4, but 2 attention heads cannot be dealt"):
+        counted(Layout(tensor=2, ulysses=4), 8)
+    with pytest.raises(UserError, match="A global batch of 3 leaves some of the 4 processes without a sample"):
+        counted(Layout(tensor=2), 8, 3)
+    config = TrainConfig(name="r", stages=(Stage(name="s", steps=1, shapes=(IMAGES,)),))
+    with torch.device("meta"):
+        work = Workload(config, {"model": DiT(SMALL)}, lambda _: None, lambda _: 1, alone="One process, please.")
+    with pytest.raises(UserError, match="One process, please"):
+        estimate(work, Layout(), 2)
 
 
 def test_frozen_modules_cost_their_weights_only():

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 
@@ -6,9 +7,11 @@ import torch
 from torch import nn
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.parallel.apply import ALONE
+from openhunyuan.parallel.apply import ALONE, Layout
+from openhunyuan.parallel.world import World
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.probe import Trials, largest, memory_limit, peak_of_child, probed
+from tests.parallel.launch import launch
 from tests.train.test_loop import Regression
 
 IMAGE, VIDEO = (BatchShape(batch_size=3, num_frames=n, height=16, width=16) for n in (1, 5))
@@ -83,6 +86,67 @@ def test_a_trial_is_steps_of_the_trainer_in_a_child(tmp_path):
     assert many - one > 64 * 2 * MIB  # at least the two inputs of the layers that follow
     assert all(torch.equal(a, b) for a, b in zip(before, task.net.parameters(), strict=True))
     assert all(p.grad is None for p in task.net.parameters())
+
+
+class Heavy(Regression):
+    """Its state is most of the memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 1 << 11), nn.Linear(1 << 11, 1 << 12), nn.Linear(1 << 12, 1))
+
+
+def test_the_first_of_several_holds_its_part_and_tries_without_the_others():
+    def samples(shape, n):
+        return {"parts": [(1.0, {"x": torch.ones(n, 1)})]}
+
+    config, task = CONFIG.model_copy(update={"ema_decay": 0.9}), Heavy()
+    one, four = (
+        Trials(config, task, torch.device("cpu"), samples, 1 << 40, Layout(), n).peak(CONFIG.stages[0], IMAGE, 1)
+        for n in (1, 4)
+    )
+    weights = 4 * (1 << 23)
+    # Of weights, gradients, moments, average and what is copied to be saved; blocks are gathered besides.
+    assert one - four > 2 * weights
+    assert not torch.distributed.is_initialized()  # in the child alone
+
+
+def test_several_gpus_are_not_tried_where_processes_are_connected(monkeypatch):
+    trials = Trials(CONFIG, Wide(), torch.device("cpu"), lambda shape, n: {}, 1 << 40, ALONE, 2)
+    trials.device = torch.device("cuda")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    with pytest.raises(UserError, match="run the same command with --processes 2 and without torchrun"):
+        trials.peak(CONFIG.stages[0], IMAGE, 1)
+
+
+def test_one_process_without_room_decides_for_all(tmp_path):
+    class Two(World):
+        """This process, and one that needs twice as much and has room for 6."""
+
+        def every(self, work):
+            mine = work()
+            return [mine, 2 * mine if mine <= 60 else None]
+
+    found = probed(CONFIG, lambda stage, shape, n: 10 * n, 12, 110, tmp_path / "kept.json", {}, Two(0, 1))
+    assert [shape.batch_size for shape in found.stages[0].shapes] == [5, 5]
+    found = probed(CONFIG, lambda stage, shape, n: 10 * n, 12, 990, tmp_path / "kept.json", {}, Two(0, 1))
+    assert [shape.batch_size for shape in found.stages[0].shapes] == [6, 6]
+
+
+@pytest.mark.slow  # two processes
+def test_two_processes_find_the_same_and_train_with_it(tmp_path):
+    launch("tests.train.probe_program", 2, tmp_path)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert one == two and one["world"] == 2
+    assert one["sizes"] == [10, 2]  # 10 values are room for ten images or two videos of five frames
+    assert [1, 12] in one["tried"] and len(one["tried"]) <= 2 * 9
+    assert one["refused"].startswith("UserError: One sample of 1x16x16 does not fit into 1e-06 GB")
+    (kept,) = json.loads((tmp_path / "kept.json").read_text()).values()
+    assert kept == {"1x16x16": 10, "5x16x16": 2}
+    assert (
+        json.loads((tmp_path / "run" / "run.json").read_text())["train"]["stages"][0]["shapes"][0]["batch_size"] == 10
+    )
 
 
 def test_a_limit_beyond_the_devices_memory_is_refused():

@@ -20,6 +20,7 @@ from openhunyuan.recipes.registry import RECIPES, SCALES, SMALL_NETWORKS, STAGES
 from openhunyuan.train.running import Running, run_with
 
 if TYPE_CHECKING:
+    from openhunyuan.parallel.apply import Layout
     from openhunyuan.recipes import run_stage
     from openhunyuan.train.estimate import Workload
 
@@ -102,7 +103,10 @@ class TrainOptions(Record):
         None, gt=0, description="--dry-run: also the cost, at this price of an hour of one device."
     )
     processes: int = Field(
-        1, ge=1, description="--dry-run: processes (devices) that share the work, as under torchrun."
+        1,
+        ge=1,
+        description="--dry-run: processes (devices) that share the work, as under torchrun. With --memory: find the "
+        "micro-batches of a run of so many, in this one, and start nothing.",
     )
     replicas: int = Field(
         1, ge=1, description="Stages on latents, --dry-run: groups of processes that each hold all weights (HSDP)."
@@ -209,7 +213,8 @@ def _train(name: str, options: TrainOptions, runs_dir: Path) -> int:
 
 
 def _only_in_a_dry_run(name: str, options: TrainOptions) -> None:
-    only = [option for option in _DRY_RUN if name not in STAGES or option not in ("replicas", "recompute")]
+    also = ("replicas", "recompute", *(["processes"] if options.memory else []))
+    only = [option for option in _DRY_RUN if name not in STAGES or option not in also]
     given = [option for option in only if getattr(options, option) != TrainOptions.model_fields[option].default]
     if given and not options.dry_run:
         raise UserError(
@@ -252,9 +257,6 @@ def _refuse_stage_options(name: str, options: TrainOptions) -> None:
 def _check_stage_options(options: TrainOptions) -> None:
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise UserError(f"--name is '{options.name}', but it must be the name of a directory, without a path.")
-    left_out = [name for name in LAYOUT if options.dry_run and getattr(options, name) > 1]
-    if left_out:
-        raise UserError(f"--dry-run counts replicas and recomputation, but not --{left_out[0]}; leave that out.")
     if options.data and options.camera_prob is not None:
         raise UserError("--camera-prob is for the synthetic world; the clips of --data are as they are: leave it out.")
     if options.data and not Path(options.data).is_dir():
@@ -275,7 +277,6 @@ def _stage(name: str, options: TrainOptions, runs_dir: Path) -> int:
 
 
 def _chosen(options: TrainOptions) -> run_stage.Options:
-    from openhunyuan.parallel.apply import Layout
     from openhunyuan.recipes import run_stage
 
     return run_stage.Options(
@@ -289,12 +290,19 @@ def _chosen(options: TrainOptions) -> run_stage.Options:
         options.stored_texts,
         options.name,
         pick_device(options.device),
-        Layout(**{name: getattr(options, name) for name in ("replicas", "recompute", *LAYOUT)}),
+        _layout(options),
         options.memory,
         options.decoder_only,
         options.camera_prob,
         options.image_share,
+        options.processes,
     )
+
+
+def _layout(options: TrainOptions) -> Layout:
+    from openhunyuan.parallel.apply import Layout
+
+    return Layout(**{name: getattr(options, name) for name in ("replicas", "recompute", *LAYOUT)})
 
 
 def _workloads(name: str, options: TrainOptions) -> list[Workload]:
@@ -320,7 +328,6 @@ def _dry_run(workloads: Callable[[], list[Workload]], options: TrainOptions) -> 
     import torch
 
     from openhunyuan.base.device import measure_matmul
-    from openhunyuan.parallel.apply import Layout
     from openhunyuan.train.estimate import estimate
 
     if options.threads:
@@ -332,7 +339,7 @@ def _dry_run(workloads: Callable[[], list[Workload]], options: TrainOptions) -> 
     else:
         speed = 1e9 * options.utilization * measure_matmul(device, torch.float32)
         source = f"{options.utilization:.0%} of the fp32 matrix products just measured on {device}"
-    layout = Layout(replicas=options.replicas, recompute=options.recompute)
+    layout = _layout(options)
     for workload in workloads():
         counted = estimate(workload, layout, options.processes)
         print("\n".join(counted.lines(speed, source, options.price_per_gpu_hour)))

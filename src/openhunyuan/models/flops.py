@@ -17,10 +17,24 @@ def attention_flops(queries: int, keys: int, size: int) -> int:
     return 4 * queries * keys * size
 
 
-def dit_flops(config: DiTConfig, latent: LatentSize, text_tokens: int, batch: int = 1) -> int:
-    """Forward of `DiT` on a batch of equal samples. text_tokens: valid ones (padding never reaches the blocks)."""
+def dit_flops(
+    config: DiTConfig,
+    latent: LatentSize,
+    text_tokens: int,
+    batch: int = 1,
+    tensor: int = 1,
+    ulysses: int = 1,
+    ring: int = 1,
+) -> int:
+    """Forward of `DiT` on a batch of equal samples. text_tokens: valid ones (padding never reaches the blocks).
+
+    tensor, ulysses, ring: of one of so many processes that share the batch (``parallel.apply``). Each has its heads,
+    its channels of the blocks' linears and its run of the image tokens, padding included. Modulation, embedders and,
+    but for tensor, the text of the blocks are computed by all of them: their sum is more than one process's alone.
+    """
     size, mlp = config.hidden_size, config.mlp_size
-    image = latent.tokens(config.patch_size)
+    every = latent.tokens(config.patch_size)
+    image = -(-every // (ulysses * ring))
     joint = image + text_tokens
     patch = math.prod(config.patch_size)
     scalar = SINUSOID_DIM * size + size * size  # weights of a timestep or guidance embedder
@@ -28,15 +42,18 @@ def dit_flops(config: DiTConfig, latent: LatentSize, text_tokens: int, batch: in
     embed = scalar * (2 if config.guidance_embed else 1) + config.pooled_dim * size + size * size
     embed += image * config.in_channels * patch * size
     refiner = scalar + config.text_dim * size + size * size + text_tokens * config.text_dim * size
-    refiner_block = text_tokens * (4 * size * size + 2 * size * config.refiner_mlp_size) + 2 * size * size
+    refiner_block = text_tokens * (4 * size * size + 2 * size * config.refiner_mlp_size) // tensor + 2 * size * size
     refiner += config.num_refiner_blocks * refiner_block
-    double = 12 * size * size + joint * (4 * size * size + 2 * size * mlp)
-    single = 3 * size * size + joint * (4 * size * size + 2 * size * mlp)
+    linears = joint * (4 * size * size + 2 * size * mlp) // tensor
+    double, single = 12 * size * size + linears, 3 * size * size + linears
     final = 2 * size * size + image * size * config.out_channels * patch
     products = embed + refiner + config.num_double_blocks * double + config.num_single_blocks * single + final
 
-    attention = (config.num_double_blocks + config.num_single_blocks) * attention_flops(joint, joint, size)
-    attention += config.num_refiner_blocks * attention_flops(text_tokens, text_tokens, size)
+    # A process of Ulysses has its heads of its group's tokens.
+    heads = size // (tensor * ulysses)
+    scores = attention_flops(ulysses * image + text_tokens, every + text_tokens, heads)
+    attention = (config.num_double_blocks + config.num_single_blocks) * scores
+    attention += config.num_refiner_blocks * attention_flops(text_tokens, text_tokens, size // tensor)
     return batch * (2 * products + attention)
 
 

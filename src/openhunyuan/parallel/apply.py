@@ -89,17 +89,16 @@ def check(module: nn.Module, layout: Layout) -> None:
 def check_layout(layout: Layout, processes: int) -> None:
     """Raise ``UserError`` unless groups with the same samples, and replicas of them, divide the processes."""
     alike = layout.alike
+    count = f"{processes} process{'es' if processes > 1 else ''}"
     if processes % alike:
         raise UserError(
-            f"{processes} processes cannot work on the same samples in groups of {alike} (tensor {layout.tensor} × "
+            f"{count} cannot work on the same samples in groups of {alike} (tensor {layout.tensor} × "
             f"ulysses {layout.ulysses} × ring {layout.ring}); choose degrees whose product divides {processes}."
         )
     groups = processes // alike
     if groups % layout.replicas:
         of = f" of groups of {alike}" if alike > 1 else ""
-        raise UserError(
-            f"{processes} processes cannot make {layout.replicas} equal replicas{of}; choose a divisor of {groups}."
-        )
+        raise UserError(f"{count} cannot make {layout.replicas} equal replicas{of}; choose a divisor of {groups}.")
 
 
 def make_mesh(layout: Layout, world: World, device_type: str) -> DeviceMesh | None:
@@ -137,6 +136,11 @@ def sharding_mesh(mesh: DeviceMesh) -> DeviceMesh | None:
         return mesh["replicate", "shard"] if "replicate" in names else mesh[within[0]]
     shards = mesh[tuple(within)]._flatten("_".join(within))
     return DeviceMesh._concatenate([mesh["replicate"], shards]) if "replicate" in names else shards
+
+
+def shards(layout: Layout, processes: int) -> int:
+    """Over how many processes weights are sharded (``sharding_mesh``), when there are so many in all."""
+    return processes // layout.tensor // layout.replicas
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

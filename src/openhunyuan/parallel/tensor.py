@@ -114,8 +114,23 @@ def split_tensors(module: nn.Module, mesh: DeviceMesh, sequence: bool = True) ->
         UserError: see ``check_splits``.
     """
     check_splits(module, mesh.size())
+    _split(module, _Group(mesh), sequence)
+
+
+def split_alone(module: nn.Module, degree: int, sequence: bool = True) -> None:
+    """``split_tensors`` for the first of ``degree`` processes, without the others: ``module`` holds and computes what
+    that process would, to be counted on the meta device. What the others would send is left empty.
+
+    Raises:
+        UserError: see ``check_splits``.
+    """
+    check_splits(module, degree)
+    _split(module, _First(degree), sequence)
+
+
+def _split(module: nn.Module, group: _Group, sequence: bool) -> None:
     assert isinstance(module, DiT)
-    config, group = module.config, _Group(mesh)
+    config = module.config
     for part in module.txt_in.modules():
         if isinstance(part, RefinerBlock):
             _split_block(part, config, group, None)
@@ -236,7 +251,7 @@ class _Columns(_Linear, nn.Linear):
     split_dims: ClassVar = {"weight": 0, "bias": 0}
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # as the product will; what is sent is smaller
         return super().forward(self.group.gathered_for(x, self.tokens))
 
@@ -356,7 +371,7 @@ class _Group:
         self.mesh, self.processes = mesh, mesh.get_group()
         self.size, self.rank = mesh.size(), mesh.get_local_rank()
 
-    def placed(self, value: Tensor, dim: int | None) -> DTensor:
+    def placed(self, value: Tensor, dim: int | None) -> Tensor:
         """A whole tensor, equal on every process, cut along ``dim``; None: all of it everywhere."""
         if dim is None:
             return DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
@@ -420,6 +435,25 @@ class _Group:
         out = torch.empty_like(parts[0])
         dist.reduce_scatter_single(out, parts.flatten(0, 1), group=self.processes)
         return out
+
+
+class _First(_Group):
+    """The first process of a group whose others do not exist: parts have their sizes, and what would come is empty."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.rank = size, 0
+
+    def placed(self, value: Tensor, dim: int | None) -> Tensor:
+        return value if dim is None else value.chunk(self.size, dim)[0].clone(memory_format=torch.contiguous_format)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def _gather(self, x: Tensor, length: int) -> Tensor:
+        return x.new_empty(len(x), self.size * x.shape[1], x.shape[2])[:, :length]
+
+    def _reduce_scatter(self, x: Tensor) -> Tensor:
+        return x.new_empty(len(x), -(-x.shape[1] // self.size), x.shape[2])
 
 
 @dataclass(frozen=True)

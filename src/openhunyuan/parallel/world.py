@@ -29,25 +29,27 @@ class World:
     @classmethod
     def join(cls, device: torch.device, timeout: float = TIMEOUT) -> World:
         """The world that ``torchrun`` describes (RANK, WORLD_SIZE, …): gloo on CPUs, NCCL on GPUs; alone without it.
+        Where this process pretends (``pretend``), that one.
 
         timeout: seconds that a process waits for the others before it gives up; of the first call.
         """
+        if dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
-            backend, limit = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
-            restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-            if restarts is None or os.environ.get("LOCAL_WORLD_SIZE") != str(size):
-                dist.init_process_group(backend, timeout=limit)
-            else:
-                # torchrun's store outlives the processes, and with it the addresses of those before a restart: whoever
-                # is first would call them. On several machines the count differs; see docs/guides/cluster.md.
-                store, rank, _ = next(dist.rendezvous("env://", timeout=limit))
-                store = dist.PrefixStore(f"restart_{restarts}", store)
-                dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=size)
+        backend, limit = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        if restarts is None or os.environ.get("LOCAL_WORLD_SIZE") != str(size):
+            dist.init_process_group(backend, timeout=limit)
+        else:
+            # torchrun's store outlives the processes, and with it the addresses of those before a restart: whoever
+            # is first would call them. On several machines the count differs; see docs/guides/cluster.md.
+            store, rank, _ = next(dist.rendezvous("env://", timeout=limit))
+            store = dist.PrefixStore(f"restart_{restarts}", store)
+            dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=size)
         return cls(dist.get_rank(), size)
 
     @property
@@ -110,3 +112,14 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
+
+
+def pretend(size: int) -> None:
+    """From now on this process takes itself for the first of ``size``, the one whose parts are the largest.
+
+    Collectives return at once, and stand for the others with this process's own values or with anything: sizes and
+    memory are those of a real run, values are not. For a process that does nothing else and ends, such as a forked
+    child: connections that it has from its parent are left alone, neither used nor closed.
+    """
+    dist.GroupMember.WORLD = None
+    dist.init_process_group("fake", rank=0, world_size=size)

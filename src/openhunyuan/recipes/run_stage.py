@@ -78,6 +78,8 @@ class Options:
     decoder_only: bool = False
     camera_prob: float | None = None
     image_share: float | None = None
+    processes: int = 1
+    """with memory: of the run that its micro-batches are found for, and kept, without starting it"""
 
     def recipe(self, stage: str) -> Made:
         """The stage's config at the scale, shortened if asked."""
@@ -208,16 +210,14 @@ class _LatentRun:
         self.stage, self.recipe, self.origin, self.run_dir, self.options = stage, recipe, origin, run_dir, options
         self.sizes = SIZES[options.scale]
         self.world = World.join(options.device)
-        if recipe.lora and self.world.size > 1:
+        if options.processes > 1 < self.world.size:
+            raise UserError("torchrun says how many processes there are; leave --processes out.")
+        self.processes = max(self.world.size, options.processes)
+        if recipe.lora and self.processes > 1:
             raise UserError("A LoRA is trained in one process; start it without torchrun.")
-        if options.memory is not None and self.world.size > 1:
-            raise UserError(
-                "Memory is probed in one process: find the micro-batches with --memory there, without torchrun, and "
-                "start this without it."
-            )
         recompute = options.layout.recompute or (SIZES[options.scale].recompute and not options.layout.offload)
         self.layout = options.layout.model_copy(update={"recompute": recompute and not recipe.lora})
-        check_layout(self.layout, self.world.size)
+        check_layout(self.layout, self.processes)
         self.held = self._held()
         self.base = self._base()
         self.model = self._open()
@@ -312,7 +312,7 @@ class _LatentRun:
         self.recipe = recipe = self._as_the_data(datasets)
         config = recipe.train.model_copy(update={"name": self.options.name or recipe.train.name})
         sizes = self.held or self.sizes.dit
-        rank, ranks = self.layout.data_rank(self.world)
+        rank, ranks = self.layout.data_rank(World(self.world.rank, self.processes))
         source = PlannedBatches(
             datasets,
             CostModel.flops(sizes, self.sizes.text_tokens),
@@ -346,6 +346,8 @@ class _LatentRun:
         }
         if self.options.memory is not None:
             config = self._fitting(config, task, source, dit.config, self.options.memory)
+        if self.options.processes > 1:
+            return self.run_dir.parent / KEPT
         trainer = Trainer(config, task, source, self.run_dir, record, self.options.device, self.layout)
         trainer.run()
         if adapters is not None:
@@ -361,8 +363,8 @@ class _LatentRun:
     ) -> TrainConfig:
         """The config with the largest micro-batches that the memory takes."""
         device = self.options.device
-        limit = memory_limit(gigabytes, device)
-        trials = Trials(config, task, device, source.longest, limit, self.layout)
+        limit = min(self.world.every(lambda: memory_limit(gigabytes, device)))
+        trials = Trials(config, task, device, source.longest, limit, self.layout, self.processes)
         depends_on = {
             "device": device_name(device),
             "stage": self.stage,
@@ -372,8 +374,10 @@ class _LatentRun:
             "text_tokens": source.longest(config.stages[0].shapes[0], 1)["parts"][0][1]["text_mask"].shape[1],
             "async_save": chosen_running().async_save,
         }
+        if self.processes > 1:
+            depends_on["processes"] = self.processes
         kept = self.run_dir.parent / KEPT
-        found = probed(config, trials.peak, self.recipe.global_batch, limit, kept, depends_on)
+        found = probed(config, trials.peak, self.recipe.global_batch, limit, kept, depends_on, self.world)
         for planned in found.stages:
             source.plan(planned)
         return found

@@ -7,8 +7,9 @@ linear in the tokens carry over to any length, and the quadratic part, which fus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,6 +20,8 @@ from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.flops import dit_flops
 from openhunyuan.models.lora import Adapters, new_lora
+from openhunyuan.parallel.apply import Layout
+from openhunyuan.parallel.tensor import split_alone
 from openhunyuan.recipes.networks import Updates
 from openhunyuan.recipes.run_stage import Options
 from openhunyuan.recipes.scales import SIZES
@@ -33,7 +36,8 @@ def workloads(stage: str, options: Options) -> list[Workload]:
     """A stage's run, as it is planned where every bucket holds as many samples."""
     recipe, sizes = options.recipe(stage), SIZES[options.scale]
     if isinstance(recipe, VaeRecipe):
-        return [vae_workload(sizes.vae, recipe.train, recipe.loss)]
+        alone = "The stages of the VAE run in one process; leave --processes out."
+        return [replace(vae_workload(sizes.vae, recipe.train, recipe.loss), alone=alone)]
     config = _transformer(recipe, sizes.dit)
     with torch.device("meta"):
         modules: dict[str, nn.Module] = {"model": DiT(config)}
@@ -43,20 +47,22 @@ def workloads(stage: str, options: Options) -> list[Workload]:
             Adapters(changed).add("lora", made, trainable=True)
             trained = {name: p for name, p in changed.named_parameters() if p.requires_grad}
             modules = {"lora": Updates(trained), "model": modules["model"].requires_grad_(False)}
-    kept = measure_activations(config, sizes.text_tokens)  # pyright: ignore[reportArgumentType] (frozen, so it hashes)
+    if not isinstance(recipe.task, FlowConfig):
+        with torch.device("meta"):
+            modules["teacher"] = DiT(config).requires_grad_(False)
 
     def tokens(shape: BatchShape) -> int:
         return _latent(shape).tokens(config.patch_size)
 
-    def count(shape: BatchShape) -> Forward:
-        flops = dit_flops(config, _latent(shape), sizes.text_tokens, shape.batch_size)
-        recomputed = kept.bytes(config, tokens(shape), shape.batch_size, True)
-        whole = recomputed if sizes.recompute else kept.bytes(config, tokens(shape), shape.batch_size, False)
+    def count(shape: BatchShape, layout: Layout) -> Forward:
+        degrees = layout.tensor, layout.ulysses, layout.ring
+        flops = dit_flops(config, _latent(shape), sizes.text_tokens, shape.batch_size, *degrees)
+        kept = measure_activations(config, sizes.text_tokens, layout.tensor, layout.sequence)
+        run = math.ceil(tokens(shape) / (layout.ulysses * layout.ring))
+        whole, recomputed = (kept.bytes(config, run, shape.batch_size, again) for again in (False, True))
         return Forward(flops, whole, recomputed)
 
-    notes = ["a micro-batch is one process's"]
-    if sizes.recompute:
-        notes.append("activations are computed again going backward, which costs another forward not counted here")
+    notes = ["a micro-batch is one data rank's"]
     if options.data or recipe.lora:
         notes.append("buckets are those of the recipe, each with as many samples; the data has its own")
     return [
@@ -69,6 +75,9 @@ def workloads(stage: str, options: Options) -> list[Workload]:
             count=count,
             micro_batches=lambda stage: _micro_batches(recipe, stage),
             without_gradient=_without_gradient(recipe),
+            global_batch=recipe.global_batch,
+            recompute=sizes.recompute and recipe.lora is None,
+            alone="A LoRA is trained in one process; leave --processes out." if recipe.lora else "",
         )
     ]
 
@@ -123,43 +132,48 @@ def _nearest(shape: BatchShape, sides: list[int]) -> int:
 @dataclass(frozen=True)
 class Activations:
     """Bytes kept for the backward pass of one sample (fp32), as (constant, per image token), without any block and of
-    one block of each kind."""
+    one block of each kind; in one process, which has 1/``handed`` of the tokens from block to block."""
 
     outside: tuple[float, float]
     double: tuple[float, float]
     single: tuple[float, float]
     text_tokens: int
+    handed: int = 1
 
     def bytes(self, config: DiTConfig, tokens: int, samples: int, recompute: bool) -> int:
-        """Of a micro-batch; with recomputation the blocks' inputs, and one block at a time."""
+        """Of a micro-batch, tokens a sample; with recomputation the blocks' inputs, and one block at a time."""
         outside, double, single = (
             constant + slope * tokens for constant, slope in (self.outside, self.double, self.single)
         )
-        blocks = config.num_double_blocks + config.num_single_blocks
         if recompute:
-            inputs = blocks * 4 * config.hidden_size * (tokens + self.text_tokens)
-            inside = inputs + max(double, single)
+            doubles = config.num_double_blocks * (tokens / self.handed + self.text_tokens)
+            singles = config.num_single_blocks * (tokens + self.text_tokens) / self.handed
+            inside = 4 * config.hidden_size * (doubles + singles) + max(double, single)
         else:
             inside = config.num_double_blocks * double + config.num_single_blocks * single
         return round(samples * (outside + inside))
 
 
 @cache
-def measure_activations(config: DiTConfig, text_tokens: int) -> Activations:
-    """On the meta device: seconds, whatever the size."""
-    measured = [_line(config, doubles, singles, text_tokens) for doubles, singles in ((0, 0), (1, 0), (0, 1))]
-    outside = measured[0]
-    double, single = ((one[0] - outside[0], one[1] - outside[1]) for one in measured[1:])
-    return Activations(outside, double, single, text_tokens)
+def measure_activations(config: DiTConfig, text_tokens: int, tensor: int = 1, sequence: bool = True) -> Activations:
+    """On the meta device: seconds, whatever the size. tensor, sequence: see ``parallel.apply.Layout``."""
+    numbers = ((0, 0), (1, 0), (0, 1))
+    outside, *measured = [_line(config, *blocks, text_tokens, tensor, sequence) for blocks in numbers]
+    double, single = ((one[0] - outside[0], one[1] - outside[1]) for one in measured)
+    return Activations(outside, double, single, text_tokens, tensor if sequence else 1)
 
 
-def _line(config: DiTConfig, doubles: int, singles: int, text_tokens: int) -> tuple[float, float]:
+def _line(
+    config: DiTConfig, doubles: int, singles: int, text_tokens: int, tensor: int, sequence: bool
+) -> tuple[float, float]:
     """(constant, per token) of the bytes kept by a transformer of so many blocks."""
     small = config.model_copy(update={"num_double_blocks": doubles, "num_single_blocks": singles})
     with torch.device("meta"):
         dit = DiT(small)
+    if tensor > 1:
+        split_alone(dit, tensor, sequence)
     patch = config.patch_size
-    lengths, kept = (16, 32, 48), []
+    lengths, kept = tuple(tensor * n for n in (16, 32, 48)), []
     for length in lengths:
         with torch.device("meta"):
             inputs = (

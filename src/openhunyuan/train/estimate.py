@@ -6,6 +6,7 @@ product, and a hook every tensor that is kept for the backward pass. Time is ope
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openhunyuan.parallel.apply import ALONE, Layout, blocks, check_layout
+from openhunyuan.base.errors import UserError
+from openhunyuan.parallel.apply import ALONE, Layout, blocks, check, check_layout, shards
+from openhunyuan.parallel.tensor import split_alone
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 
 BACKWARD = 2
@@ -32,9 +35,12 @@ class Workload:
     modules: on the meta device, the trained model first; what is frozen (a teacher) has no trained parameters.
     forward: makes the inputs of a shape on the meta device and runs what one step runs of the trained modules.
     tokens: of one sample of a shape, as the model reads it. optimizers: where a module has its own.
-    count: the forward of a shape, instead of running it.
+    count: the forward of a shape in one process of a layout, instead of running it.
     micro_batches: how many of each shape a stage runs; None: each of its steps is one.
     without_gradient: forwards of the model a step runs besides, of a teacher or of itself.
+    global_batch: samples of a step, over all processes; 0: those of its shape.
+    recompute: the run computes blocks again, whatever the layout says.
+    alone: why the run takes one process only; empty: it takes several.
     """
 
     config: TrainConfig
@@ -43,15 +49,18 @@ class Workload:
     tokens: Callable[[BatchShape], int]
     optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)
     note: str = ""
-    count: Callable[[BatchShape], Forward] | None = None
+    count: Callable[[BatchShape, Layout], Forward] | None = None
     micro_batches: Callable[[Stage], Mapping[BatchShape, int]] | None = None
     without_gradient: int = 0
+    global_batch: int = 0
+    recompute: bool = False
+    alone: str = ""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """All steps, or micro-batches, of one batch shape in one stage. flops: forward and backward of all of them, and
-    what is computed again; activations: bytes a process keeps for one backward pass."""
+    """All steps, or micro-batches, of one batch shape in one stage. flops: forward and backward of all of them in all
+    processes, with what is computed again or by several; activations: bytes a process keeps for one backward pass."""
 
     stage: str
     shape: BatchShape
@@ -64,8 +73,9 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The costs of a run. Sizes in bytes and of one process; ``state`` is its part of weights, gradients, optimizer
-    states and average, ``gathered`` what it holds whole of the others' parts at the worst moment."""
+    """The costs of a run. Sizes in bytes and of one process, the one that holds most: ``weights`` is its part of all
+    parameters, ``state`` of weights, gradients, optimizer states and average, ``gathered`` what it holds of the others'
+    parts at the worst moment."""
 
     name: str
     steps: int
@@ -81,6 +91,11 @@ class Estimate:
     gathered: int = 0
     layout: Layout = ALONE
     processes: int = 1
+    weights: int = 0
+    sent: int = 0
+    """what a process sends of weights and gradients in a micro-batch"""
+    samples_per_rank: float = 0.0
+    """samples of a step that come to processes with the same data, on average; 0 = as the shape says"""
 
     @property
     def flops(self) -> int:
@@ -118,11 +133,7 @@ class Estimate:
         where = "" if self.processes == 1 else " a process"
         state = "weights, gradients, optimizer and average"
         if self.processes > 1:
-            shards = self.processes // self.layout.replicas
-            lines.append(
-                f"layout      {self.processes} processes, {self.layout.replicas} x {shards}: each holds 1/{shards} of "
-                "the state" + (", blocks are computed again" if self.layout.recompute else "")
-            )
+            lines += self._layout_lines()
             state += f", {in_words(self.gathered, 'B')} of gathered blocks"
         total = in_words(self.flops, "FLOP")
         lines += [
@@ -133,23 +144,64 @@ class Estimate:
             f"time        {duration(self.seconds(flops_per_second))} at {in_words(int(flops_per_second), 'FLOP/s')}"
             f"{where} ({source}); data, communication, validation and samples not counted",
         ]
+        if self.processes > 1:
+            lines.insert(-2, f"a process   {in_words(self.weights, 'B')} of weights, {self._share('FLOP')}")
         if price_per_hour:
             hours = self.processes * self.seconds(flops_per_second) / 3600
             lines.append(f"cost        {hours * price_per_hour:,.2f}: {hours:,.2f} device hours at {price_per_hour:g}")
         return lines + ([f"note        {self.note}"] if self.note else [])
 
+    def _share(self, unit: str) -> str:
+        return in_words(self.flops // self.processes, unit)
+
+    def _layout_lines(self) -> list[str]:
+        layout, within = self.layout, shards(self.layout, self.processes)
+        of = f" of 1/{layout.tensor} of every block" if layout.tensor > 1 else ""
+        again = ", blocks are computed again" if layout.recompute else ""
+        each = f"{layout.replicas} x {self.processes // layout.replicas}"
+        lines = [f"layout      {self.processes} processes, {each}: each holds 1/{within} of the state{of}{again}"]
+        if layout.alike > 1:
+            degrees = f"tensor {layout.tensor} x ulysses {layout.ulysses} x ring {layout.ring}"
+            lines.append(f"            {layout.alike} processes work on the same samples ({degrees})")
+        if self.samples_per_rank:
+            groups = self.processes // layout.alike
+            lines.append(
+                f"            {groups} parts of the data, of a step {self.samples_per_rank:g} samples each (mean)"
+            )
+        exchanged = "; activations that blocks exchange are not counted" if layout.alike > 1 else ""
+        lines.append(
+            f"traffic     a process sends {in_words(self.sent, 'B')} of weights and gradients (fp32) in every "
+            f"micro-batch{exchanged}"
+        )
+        return lines
+
 
 def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> Estimate:
     """Count a run. Each distinct shape's forward runs once, on the meta device.
 
-    Several processes share the samples of a step evenly: the one with most sets the memory.
+    Several processes share the samples of a step evenly: the one with most sets the memory. So does the first of them,
+    whose parts of what does not divide are the largest.
 
     Raises:
-        UserError: the replicas do not divide the processes.
+        UserError: the layout does not divide the processes or the network, a step has fewer samples than there are
+            parts of the data, or the run takes one process only.
     """
     config = workload.config
+    if processes > 1 and workload.alone:
+        raise UserError(workload.alone)
     check_layout(layout, processes)
-    shards = processes // layout.replicas
+    trained = {name: m for name, m in workload.modules.items() if any(p.requires_grad for p in m.parameters())}
+    for module in trained.values():
+        check(module, layout)
+    if layout.alike > 1 and workload.count is None:
+        raise UserError(f"{config.name} is counted for shards and replicas only; leave tensor, ulysses and ring out.")
+    groups = processes // layout.alike
+    if workload.global_batch and workload.global_batch < groups:
+        raise UserError(
+            f"A global batch of {workload.global_batch} leaves some of the {groups} processes without a sample; take "
+            "fewer, or let more of them share samples (--tensor, --ulysses, --ring)."
+        )
+    layout = layout.model_copy(update={"recompute": layout.recompute or workload.recompute})
     units = [unit for module in workload.modules.values() for unit in blocks(module)]
     held: dict[BatchShape, Forward] = {}
     stages = []
@@ -167,33 +219,35 @@ def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> 
             key = shape.model_copy(update={"share": 1})
             if key not in held:
                 held[key] = (
-                    workload.count(shape)
+                    workload.count(shape, layout)
                     if workload.count
                     else count_forward(partial(workload.forward, shape), tuple(workload.modules.values()), units)
                 )
             forward = held[key]
             # A micro-batch is one process's; a batch is shared out.
-            most = 1 if workload.micro_batches else math.ceil(shape.batch_size / processes) / shape.batch_size
+            most = 1 if workload.micro_batches else math.ceil(shape.batch_size / groups) / shape.batch_size
             kept = math.ceil(most * ((layout.recompute and forward.recomputed) or forward.kept))
             passes = 1 + BACKWARD + workload.without_gradient + (1 if layout.recompute else 0)
             samples = count * shape.batch_size
             tokens = samples * workload.tokens(shape)
-            stages.append(StageCost(stage.name, shape, count, samples, tokens, count * passes * forward.flops, kept))
-    state, saved, largest = 0, 0, 0
+            flops = count * passes * layout.alike * forward.flops
+            stages.append(StageCost(stage.name, shape, count, samples, tokens, flops, kept))
+    weights, state, saved, gathered, sent = 0, 0, 0, 0, 0
     parameters = {}
     for number, (name, module) in enumerate(workload.modules.items()):
-        every, trained = list(module.parameters()), [p for p in module.parameters() if p.requires_grad]
-        weights = sum(p.numel() * p.element_size() for p in every)
-        optimizer = 4 * _optimizer_numbers(module, workload.optimizers.get(name, config.optimizer))
-        average = 4 * sum(v.numel() for v in module.state_dict().values()) if config.ema_decay and not number else 0
-        own = weights + sum(p.numel() * p.element_size() for p in trained) + optimizer + average
-        state += math.ceil(own / shards) if trained else own  # a frozen teacher is whole everywhere
-        saved += (weights + optimizer + average) if trained else 0
-        if trained:
-            largest = max([largest, *(sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in units)])
-        parameters[name] = (sum(p.numel() for p in every), sum(p.numel() for p in trained))
-    # One block's weights are used while the next one's come; in the backward pass its whole gradient is there as well.
-    gathered = 3 * largest if shards > 1 else 0
+        parameters[name] = tuple(sum(p.numel() for p in m) for m in _all_and_trained(module))
+        if name not in trained:  # a frozen teacher is whole everywhere
+            size = sum(p.numel() * p.element_size() for p in module.parameters())
+            weights, state = weights + size, state + size
+            continue
+        optimizer, averaged = workload.optimizers.get(name, config.optimizer), config.ema_decay and not number
+        whole = _State.of(module, optimizer, 1)
+        saved += whole.weights + whole.optimizer + (whole.average if averaged else 0)
+        part = _State.of(_split(module, layout), optimizer, shards(layout, processes))
+        weights += part.weights
+        state += part.weights + part.gradients + part.optimizer + (part.average if averaged else 0)
+        gathered = max(gathered, part.gathered)
+        sent += part.sent(shards(layout, processes), layout.replicas)
     disk = saved * (config.keep_checkpoints + 1)
     unit = "micro-batches" if workload.micro_batches else "steps"
     return Estimate(
@@ -208,16 +262,72 @@ def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> 
         gathered,
         layout,
         processes,
+        weights,
+        sent,
+        workload.global_batch / groups,
     )
 
 
-def _optimizer_numbers(module: nn.Module, config: OptimizerConfig) -> int:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    hidden: set[int] = set()
-    if config.name == "muon":
-        chooser: Any = module
-        hidden = {id(p) for p in chooser.muon_parameters()}
-    return sum(p.numel() * _STATES["muon" if id(p) in hidden else "adamw"] for p in trained)
+def _all_and_trained(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    return list(module.parameters()), [p for p in module.parameters() if p.requires_grad]
+
+
+def _split(module: nn.Module, layout: Layout) -> nn.Module:
+    """What the first process of a tensor-parallel group holds of a module; the module itself is not changed."""
+    if layout.tensor > 1:
+        module = copy.deepcopy(module)
+        split_alone(module, layout.tensor, layout.sequence)
+    return module
+
+
+@dataclass(frozen=True)
+class _State:
+    """Bytes of a trained module that a process holds, sharded along the first axis of every parameter (FSDP2)."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    gathered: int
+    """whole blocks, and what is outside of blocks, which stays from the forward to the end of the backward pass"""
+    twice: int
+    """of ``weights``, those of blocks: they are gathered again going backward"""
+
+    @classmethod
+    def of(cls, module: nn.Module, config: OptimizerConfig, shards: int) -> _State:
+        def part(tensor: Tensor) -> int:
+            return math.ceil(tensor.shape[0] / shards) * math.prod(tensor.shape[1:]) if tensor.ndim else 1
+
+        def size(tensors: Iterable[Tensor]) -> int:
+            return sum(t.numel() * t.element_size() for t in tensors)
+
+        every, trained = _all_and_trained(module)
+        hidden: set[int] = set()
+        if config.name == "muon":
+            chooser: Any = module
+            hidden = {id(p) for p in chooser.muon_parameters()}
+        sharded = {id(p) for p in every}
+        buffers = [value for value in module.state_dict(keep_vars=True).values() if id(value) not in sharded]
+        units = list(blocks(module))
+        within = {id(p) for unit in units for p in unit.parameters()}
+        largest = max((size(unit.parameters()) for unit in units), default=0)
+        outside = size(p for p in every if id(p) not in within)
+        return cls(
+            weights=sum(part(p) * p.element_size() for p in every),
+            gradients=sum(part(p) * p.element_size() for p in trained),
+            optimizer=4 * sum(part(p) * _STATES["muon" if id(p) in hidden else "adamw"] for p in trained),
+            average=4 * (sum(part(p) for p in every) + sum(value.numel() for value in buffers)),
+            # One block's weights are used while the next one's come; going backward its whole gradient is there, too.
+            gathered=3 * largest + 2 * outside if shards > 1 else 0,
+            twice=sum(part(p) * p.element_size() for p in every if id(p) in within),
+        )
+
+    def sent(self, shards: int, replicas: int) -> int:
+        """Gathering weights, and scattering gradients to be added, a process sends its share to each of the others;
+        adding over replicas, all of its part twice but for one share of it."""
+        return (shards - 1) * (self.weights + self.twice + self.gradients) + round(
+            2 * (replicas - 1) / replicas * self.gradients
+        )
 
 
 @dataclass(frozen=True)

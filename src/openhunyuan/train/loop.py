@@ -11,7 +11,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +249,10 @@ class Trainer:
             "window": self.window.state_dict(),
         }
 
+    def parts(self, then: Callable[[Tensor], Any]) -> Any:
+        """The state as this process writes it (``parallel.resharding.parts``), with ``then`` of each of its tensors."""
+        return parts(self.state_dict(), self._orders, then, self.world)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """state: of any layout, in the network's order; tensors whole, or still in files (``checkpoint.opened``)."""
         self.step = int(state["step"])
@@ -273,9 +277,7 @@ class Trainer:
         ``wait``, some time before the next one is."""
         if self._saved != self.step:
             self.alive("saving")
-            stood_still = self.saver.save(
-                self.step, lambda then: parts(self.state_dict(), self._orders, then, self.world)
-            )
+            stood_still = self.saver.save(self.step, self.parts)
             self.window.add({"save_stall": stood_still})
             self._saved = self.step
         if wait:

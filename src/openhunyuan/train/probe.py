@@ -6,7 +6,12 @@ caught. On a CPU it is the resident memory of a forked child, with what it has o
 that grows beyond it, or is killed by the system, is a batch that does not fit, and the run itself goes on.
 
 What was found is kept by a hash of all that it depends on, the device among it, so that a run started again has the
-same micro-batches. They are tried in one process: where several share the state, each has more room than was counted.
+same micro-batches.
+
+Where several processes share a run, each tries alone, as if it were the first of them (``parallel.world.pretend``): it
+holds, gathers and computes what that one would, and waits for nobody, so that running out of memory leaves no other in
+a collective. After every trial the processes tell each other what they found, and the largest peak decides for all. On
+GPUs, where a child cannot be forked, one process that is not part of the run does it beforehand.
 """
 
 from __future__ import annotations
@@ -21,16 +26,18 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
 from openhunyuan.base.record import read_json
 from openhunyuan.parallel.apply import Layout
-from openhunyuan.parallel.resharding import parts
+from openhunyuan.parallel.world import World, pretend
 from openhunyuan.train.ahead import Batch
 from openhunyuan.train.config import BatchShape, Stage, TrainConfig
 from openhunyuan.train.loop import Task, Trainer
@@ -68,33 +75,32 @@ def probed(
     limit: int,
     kept: Path,
     depends_on: Mapping[str, Any],
+    world: World | None = None,
 ) -> TrainConfig:
-    """The run's config with the largest micro-batch of every bucket that fits.
+    """The run's config with the largest micro-batch of every bucket that fits. Processes of a run call it together, and
+    go on with the same.
 
     Args:
         peak: bytes that a trial of so many samples of a bucket needs; None where it found no room.
         most: samples of a micro-batch at most; more than a global batch holds are of no use.
         limit: bytes.
-        kept: file that holds what was found before, and is added to.
-        depends_on: what else the peaks depend on: device, network, task, layout, …
+        kept: file that holds what was found before, and is added to; the main process reads and writes it.
+        depends_on: what else the peaks depend on: device, network, task, layout, …; the main process's count.
 
     Raises:
         UserError: one sample of a bucket does not fit.
     """
+    world = world or World()
     plain = config.model_dump(mode="json")
     for stage in plain["stages"]:
         for shape in stage["shapes"]:
             del shape["batch_size"]
     known = {"train": plain, "most": most, "limit": limit, "torch": torch.__version__, **depends_on}
     key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
-    held: dict[str, dict[str, int]] = read_json(kept) if kept.is_file() else {}
-    if key not in held:
-        held[key] = _search(config, peak, most, limit)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial")
-        partial.write_text(json.dumps(held, indent=1))
-        partial.replace(kept)
-    found = held[key]
+    found = world.once(lambda: _kept(kept).get(key))
+    if found is None:
+        new = _search(config, partial(_largest_peak, world, peak), most, limit, world.is_main)
+        found = world.once(lambda: _keep(kept, key, new))
     stages = tuple(
         stage.model_copy(
             update={"shapes": tuple(s.model_copy(update={"batch_size": found[_name(s)]}) for s in stage.shapes)}
@@ -104,8 +110,37 @@ def probed(
     return config.model_copy(update={"stages": stages})
 
 
+def _kept(path: Path) -> dict[str, dict[str, int]]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _keep(path: Path, key: str, found: dict[str, int]) -> dict[str, int]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(_kept(path) | {key: found}, indent=1))
+    unfinished.replace(path)
+    return found
+
+
+def _largest_peak(
+    world: World,
+    peak: Callable[[Stage, BatchShape, int], int | None],
+    stage: Stage,
+    shape: BatchShape,
+    count: int,
+) -> int | None:
+    """Of all processes, once each has tried; None where one of them found no room."""
+    peaks = world.every(lambda: peak(stage, shape, count))
+    found = [one for one in peaks if one is not None]
+    return max(found) if len(found) == len(peaks) else None
+
+
 def _search(
-    config: TrainConfig, peak: Callable[[Stage, BatchShape, int], int | None], most: int, limit: int
+    config: TrainConfig,
+    peak: Callable[[Stage, BatchShape, int], int | None],
+    most: int,
+    limit: int,
+    tell: bool,
 ) -> dict[str, int]:
     found: dict[str, int] = {}
     for stage in config.stages:
@@ -126,13 +161,14 @@ def _search(
                     f"One sample of {_name(shape)} does not fit into {limit / 1e9:.3g} GB ({how}): allow more memory, "
                     "recompute activations (--recompute), or leave the bucket out."
                 )
-            get_logger("train").info(
-                "%s: %d samples at once need %.3g of %.3g GB",
-                _name(shape),
-                count,
-                (peaks[count] or 0) / 1e9,
-                limit / 1e9,
-            )
+            if tell:
+                get_logger("train").info(
+                    "%s: %d samples at once need %.3g of %.3g GB",
+                    _name(shape),
+                    count,
+                    (peaks[count] or 0) / 1e9,
+                    limit / 1e9,
+                )
     return found
 
 
@@ -151,33 +187,68 @@ class Trials:
         samples: Callable[[BatchShape, int], Batch],
         limit: int,
         layout: Layout,
+        processes: int = 1,
     ) -> None:
-        """samples: a micro-batch of so many samples of a bucket, with texts as long as they come."""
+        """samples: a micro-batch of so many samples of a bucket, with texts as long as they come. processes: of the
+        run, of which each trial is the first; more than one on a GPU make this process pretend for good."""
         self.config, self.task, self.device, self.samples = config, task, device, samples
-        self.limit, self.layout = limit, layout
+        self.limit, self.layout, self.processes = limit, layout, processes
 
     def peak(self, stage: Stage, shape: BatchShape, count: int) -> int | None:
-        """Bytes that training needs at most; None where memory ran out."""
+        """Bytes that training needs at most; None where memory ran out.
+
+        Raises:
+            UserError: this process is one of several on GPUs.
+        """
         alone = stage.model_copy(update={"steps": 2, "shapes": (shape.model_copy(update={"batch_size": count}),)})
         unseen = {"stages": (alone,), "sample_every": 0, "validate_every": 0}
         config, batch = self.config.model_copy(update=unseen), self.samples(shape, count)
         with tempfile.TemporaryDirectory() as folder:  # of the parent's: a child that is killed cannot clear up
             if self.device.type == "cuda":
+                self._pretend_on_gpu()
                 return _peak_on_gpu(lambda: self._steps(config, copy.deepcopy(self.task), batch, folder), self.device)
-            return peak_of_child(lambda: self._steps(config, self.task, batch, folder), self.limit)
+            return peak_of_child(lambda: self._steps_of_first(config, batch, folder), self.limit)
+
+    def _pretend_on_gpu(self) -> None:
+        """Not where there are connections: what torch remembers of a mesh would be mixed up with the run's."""
+        if self.processes == 1 or (dist.is_initialized() and dist.get_backend() == "fake"):
+            return
+        if dist.is_initialized():
+            raise UserError(
+                "Micro-batches of a run on several GPUs are found before it: run the same command with "
+                f"--processes {self.processes} and without torchrun on one of them, then start this again."
+            )
+        pretend(self.processes)
+
+    def _steps_of_first(self, config: TrainConfig, batch: Batch, folder: str) -> None:
+        """In a child."""
+        if self.processes > 1:
+            pretend(self.processes)
+        self._steps(config, self.task, batch, folder)
 
     def _steps(self, config: TrainConfig, task: Task, batch: Batch, folder: str) -> None:
         saves = chosen_running().async_save
-        running = Running(log=(), heartbeat_seconds=0)
+        running = Running(log=(), heartbeat_seconds=0, async_save=False)
         trainer = Trainer(config, task, _Given(batch), folder, {}, self.device, self.layout, running)
         trainer.model.train()
         # 'auto' may come to mean either: what needs more is tried.
         dtype = torch.bfloat16 if config.autocast == "bfloat16" else None
         trainer.train_step(batch, dtype)
+        _with_moments(trainer)
         memory = HostMemory()
         if saves and self.device.type == "cpu":
-            parts(trainer.state_dict(), then=memory.copies())
+            trainer.parts(memory.copies())
         trainer.train_step(batch, dtype)
+
+
+def _with_moments(trainer: Trainer) -> None:
+    """Let the optimizers have states: a step that is not finite makes none, and a pretended one need not be finite."""
+    for optimizer in (optimizer for held in trainer.optimizers.values() for optimizer in held):
+        if not optimizer.state:
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                if p.grad is not None:
+                    p.grad.zero_()
+            optimizer.step()
 
 
 class _Given:
