@@ -9,8 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(program: str, processes: int, *words: object) -> None:
-    """Run ``python -m program words...`` that many times together, over gloo. All of them have to end well."""
+def launch(program: str, processes: int, *words: object, code: int = 0) -> list[str]:
+    """Run ``python -m program words...`` that many times together, over gloo. All of them have to end with ``code``.
+
+    Returns what each of them wrote to stderr.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,4 +36,5 @@ def launch(program: str, processes: int, *words: object) -> None:
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)
+    assert [process.returncode for process in started] == [code] * processes, "\n".join(said)
+    return said

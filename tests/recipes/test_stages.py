@@ -13,10 +13,8 @@ from safetensors.torch import load_file
 from openhunyuan.base.video import read_video
 from openhunyuan.cli.main import main
 from openhunyuan.latents.shards import LatentSample, ShardDataset, ShardWriter
-from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.load import load_dit, load_model
-from openhunyuan.models.vae.config import VAEConfig
 from openhunyuan.recipes import registry
 from openhunyuan.recipes.lineage import find_origin
 from openhunyuan.recipes.networks import with_picture_channels
@@ -26,26 +24,8 @@ from openhunyuan.recipes.stage_costs import workloads
 from openhunyuan.recipes.stages import STAGES, LatentRecipe, VaeRecipe, shortened
 from openhunyuan.train.estimate import estimate
 from openhunyuan.train.metrics import read_metrics
-from openhunyuan.train.tasks.autoencode import TileSizes
 from tests.parallel.launch import launch
-
-MICRO = replace(
-    SIZES["tiny"],
-    dit=DiTConfig(
-        hidden_size=32, num_heads=2, num_double_blocks=1, num_single_blocks=2, num_refiner_blocks=1,
-        rope_axes_dim=(4, 6, 6), text_dim=32, pooled_dim=32, guidance_embed=False,
-    ),
-    vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4),
-    low=16,
-    mid=32,
-    high=32,
-    short=(5,),
-    long=(9,),
-    vae_curriculum=((5, 16), (9, 32)),
-    tiles=TileSizes(tile_size=24, tile_stride=16, tile_frames=8, tile_frame_stride=4),
-    pixels=2 * 9 * 32 * 32,
-    autocast="none",
-)  # fmt: skip
+from tests.recipes.micro_scale import MICRO
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +148,34 @@ def test_micro_batches_are_found_by_probing_and_kept(micro_scale, micro_model_fo
     assert go("flow-image-256", tmp_path, *start, "--name", "small", "--memory", "0.001") == 2
     said = capsys.readouterr().err
     assert "does not fit into 0.001 GB" in said and not (tmp_path / "small" / "checkpoints").exists()
+
+
+def test_micro_batches_of_two_processes_are_found_by_one_that_starts_nothing(
+    micro_scale, micro_model_folder, tmp_path, capsys
+):
+    half = 0.5e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    words = ("--from", str(micro_model_folder), "--memory", f"{half:.3f}", "--processes")
+    assert go("flow-image-256", tmp_path, *words, "2", "--tensor", "2") == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "micro-batches.json")
+    (found,) = json.loads((tmp_path / "micro-batches.json").read_text()).values()
+    assert set(found.values()) == {STAGES["flow-image-256"]("tiny").global_batch}
+    assert not (tmp_path / "flow-image-256").exists()
+    assert "3 processes cannot work on the same samples" in refused(
+        capsys, go("flow-image-256", tmp_path, *words, "3", "--tensor", "2")
+    )
+
+
+@pytest.mark.slow  # two processes
+def test_two_processes_probe_and_train_and_one_finds_what_they_kept(micro_scale, micro_model_folder, tmp_path, capsys):
+    half = 0.5e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    words = ("--from", str(micro_model_folder), "--memory", f"{half:.3f}")
+    fixed = ("--device", "cpu", "--steps", "2", "--clips", "2", "--runs-dir", tmp_path)
+    launch("tests.recipes.micro_scale", 2, "train", "flow-image-256", *fixed, *words)
+    kept = (tmp_path / "micro-batches.json").read_text()
+    (stage,) = run_json(tmp_path, "flow-image-256")["train"]["stages"]
+    assert {shape["batch_size"] for shape in stage["shapes"]} == set(*(f.values() for f in json.loads(kept).values()))
+    assert go("flow-image-256", tmp_path, *words, "--processes", "2") == 0
+    assert (tmp_path / "micro-batches.json").read_text() == kept
 
 
 @pytest.mark.slow  # two processes

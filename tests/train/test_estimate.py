@@ -144,7 +144,7 @@ def test_processes_really_hold_keep_and_send_what_is_estimated(processes: int, t
         found = counted(layout, processes)
         assert found.weights == most["weights"], layout
         assert found.state == sum(most[name] for name in ("weights", "gradients", "optimizer", "average")), layout
-        assert found.stages[0].activations == pytest.approx(most["activations"], rel=0.1), layout
+        assert found.stages[0].activations == pytest.approx(most["activations"], rel=0.12), layout
         if layout.alike == 1:  # else what blocks exchange is there, too
             assert found.sent == pytest.approx(most["sent"], rel=1e-3), layout
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except (OSError, MemoryError, RuntimeError) as error:
-        text = _machine_error(error)
+        text = _machine_error(error, args[0] if args else "")
         if text is None:
             raise
         return _fail(text, 1)
@@ -97,10 +97,15 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _machine_error(error: BaseException) -> str | None:
+def _machine_error(error: BaseException, verb: str) -> str | None:
     """One sentence when the machine, not the program, is at fault; None for what deserves a traceback."""
     text = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text:
+        if verb == "train":
+            return (
+                "The memory does not suffice; the stages find micro-batches that fit with --memory and keep less with "
+                "--recompute. Started again, the run goes on from its last checkpoint."
+            )
         return "The memory does not suffice; use a smaller height, width or num_frames, or a device with more."
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
