@@ -29,7 +29,7 @@ def test_a_dry_run_counts_tensor_and_context_parallelism(capsys: pytest.CaptureF
     words = ["--scale", "paper", "--processes", "16", "--tensor", "4", "--ulysses", "2", "--tflops", "9000"]
     assert main(["train", "flow-video-high-long", "--dry-run", *words]) == 0
     out = capsys.readouterr().out
-    assert "16 processes, 1 x 16: each holds 1/4 of the state of 1/4 of every block, blocks are computed again" in out
+    assert "16 processes, 1 x 16: each holds 1/4 of the state (of blocks 1/4 of that), blocks are computed again" in out
     assert "8 processes work on the same samples (tensor 4 x ulysses 2 x ring 1)" in out
 
 

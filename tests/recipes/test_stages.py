@@ -15,6 +15,7 @@ from openhunyuan.cli.main import main
 from openhunyuan.latents.shards import LatentSample, ShardDataset, ShardWriter
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.models.load import load_dit, load_model
+from openhunyuan.parallel.apply import Layout
 from openhunyuan.recipes import registry
 from openhunyuan.recipes.lineage import find_origin
 from openhunyuan.recipes.networks import with_picture_channels
@@ -121,6 +122,18 @@ def test_costs_of_the_13b_are_counted_without_computing(stage: str):
         # 12.1 PFLOP forward at 720×1280×129 with 256 text tokens; three times that with the backward pass, and once
         # more because blocks are computed again.
         assert step.flops / step.steps == pytest.approx(4 * 12.1e15, rel=0.01)
+
+
+def test_a_teacher_is_whole_in_every_process_and_what_is_trained_is_not():
+    (workload,) = workloads("distill-guidance", Options("node"))
+    one, eight = estimate(workload), estimate(workload, Layout(tensor=4), 8)
+    (every, trained), (teacher, none) = one.parameters["model"], one.parameters["teacher"]
+    assert trained == every and none == 0
+    assert 4 * teacher < eight.weights < 4 * teacher + 4 * every / 4  # 2 shards, of blocks in 4 parts
+    # Each of 4 processes runs the teacher's two passes; of the student's four, with recomputation, each runs its part.
+    assert (2 * 4 + 4) / 6 < eight.flops / one.flops < (2 * 4 + 4 * 1.2) / 6
+    state = [estimate(workload, Layout(), n).state - 4 * teacher for n in (1, 8)]
+    assert state[1] == pytest.approx(state[0] / 8, rel=1e-3)
 
 
 def test_new_picture_channels_change_nothing_at_first():

@@ -175,7 +175,7 @@ def is_split(name: str) -> bool:
 
 def test_the_page_names_the_layout_and_what_it_leaves_out() -> None:
     page = "\n".join(counted(Layout(tensor=2, ring=2), 8, 6).lines(1e9, "x"))
-    assert "8 processes, 1 x 8: each holds 1/4 of the state of 1/2 of every block" in page
+    assert "8 processes, 1 x 8: each holds 1/4 of the state (of blocks 1/2 of that)" in page
     assert "4 processes work on the same samples (tensor 2 x ulysses 1 x ring 2)" in page
     assert "2 parts of the data, of a step 3 samples each (mean)" in page
     assert "activations that blocks exchange are not counted" in page

@@ -30,6 +30,7 @@ from openhunyuan.recipes.tiny_vae import vae_workload
 from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.estimate import Forward, Workload, count_forward
 from openhunyuan.train.tasks.flow import FlowConfig
+from openhunyuan.train.tasks.guidance import GuidanceConfig
 
 
 def workloads(stage: str, options: Options) -> list[Workload]:
@@ -56,12 +57,13 @@ def workloads(stage: str, options: Options) -> list[Workload]:
 
     def count(shape: BatchShape, layout: Layout) -> Forward:
         degrees = layout.tensor, layout.ulysses, layout.ring
-        flops = dit_flops(config, _latent(shape), sizes.text_tokens, shape.batch_size, *degrees)
+        sample = config, _latent(shape), sizes.text_tokens, shape.batch_size
         kept = measure_activations(config, sizes.text_tokens, layout.tensor, layout.sequence)
         run = math.ceil(tokens(shape) / (layout.ulysses * layout.ring))
         whole, recomputed = (kept.bytes(config, run, shape.batch_size, again) for again in (False, True))
-        return Forward(flops, whole, recomputed)
+        return Forward(dit_flops(*sample, *degrees), whole, recomputed, dit_flops(*sample))
 
+    own, teacher = _without_gradient(recipe)
     notes = ["a micro-batch is one data rank's"]
     if options.data or recipe.lora:
         notes.append("buckets are those of the recipe, each with as many samples; the data has its own")
@@ -74,7 +76,8 @@ def workloads(stage: str, options: Options) -> list[Workload]:
             note="; ".join(notes),
             count=count,
             micro_batches=lambda stage: _micro_batches(recipe, stage),
-            without_gradient=_without_gradient(recipe),
+            without_gradient=own,
+            teacher=teacher,
             global_batch=recipe.global_batch,
             recompute=sizes.recompute and recipe.lora is None,
             alone="A LoRA is trained in one process; leave --processes out." if recipe.lora else "",
@@ -91,10 +94,12 @@ def _transformer(recipe: LatentRecipe, config: DiTConfig) -> DiTConfig:
     )
 
 
-def _without_gradient(recipe: LatentRecipe) -> int:
-    """Two passes of the teacher for guidance; one of the teacher and one of the student for steps; the network as it
-    was at two scales for a LoRA on distilled weights."""
-    return 2 if recipe.lora or not isinstance(recipe.task, FlowConfig) else 0
+def _without_gradient(recipe: LatentRecipe) -> tuple[int, int]:
+    """Forwards of the network and of a teacher. Two passes of the teacher for guidance; one of the teacher and one of
+    the student for steps; the network as it was at two scales for a LoRA on distilled weights."""
+    if isinstance(recipe.task, FlowConfig):
+        return (2, 0) if recipe.lora else (0, 0)
+    return (0, 2) if isinstance(recipe.task, GuidanceConfig) else (1, 1)
 
 
 def _latent(shape: BatchShape) -> LatentSize:

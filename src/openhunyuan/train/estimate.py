@@ -37,7 +37,8 @@ class Workload:
     tokens: of one sample of a shape, as the model reads it. optimizers: where a module has its own.
     count: the forward of a shape in one process of a layout, instead of running it.
     micro_batches: how many of each shape a stage runs; None: each of its steps is one.
-    without_gradient: forwards of the model a step runs besides, of a teacher or of itself.
+    without_gradient: forwards of the model that a step runs besides. teacher: forwards of a frozen one, which processes
+    with the same samples do not share: each of them runs it whole.
     global_batch: samples of a step, over all processes; 0: those of its shape.
     recompute: the run computes blocks again, whatever the layout says.
     alone: why the run takes one process only; empty: it takes several.
@@ -52,6 +53,7 @@ class Workload:
     count: Callable[[BatchShape, Layout], Forward] | None = None
     micro_batches: Callable[[Stage], Mapping[BatchShape, int]] | None = None
     without_gradient: int = 0
+    teacher: int = 0
     global_batch: int = 0
     recompute: bool = False
     alone: str = ""
@@ -145,18 +147,18 @@ class Estimate:
             f"{where} ({source}); data, communication, validation and samples not counted",
         ]
         if self.processes > 1:
-            lines.insert(-2, f"a process   {in_words(self.weights, 'B')} of weights, {self._share('FLOP')}")
+            lines.insert(
+                -2,
+                f"a process   {in_words(self.weights, 'B')} of weights, {in_words(self.flops // self.processes, 'FLOP')}",
+            )
         if price_per_hour:
             hours = self.processes * self.seconds(flops_per_second) / 3600
             lines.append(f"cost        {hours * price_per_hour:,.2f}: {hours:,.2f} device hours at {price_per_hour:g}")
         return lines + ([f"note        {self.note}"] if self.note else [])
 
-    def _share(self, unit: str) -> str:
-        return in_words(self.flops // self.processes, unit)
-
     def _layout_lines(self) -> list[str]:
         layout, within = self.layout, shards(self.layout, self.processes)
-        of = f" of 1/{layout.tensor} of every block" if layout.tensor > 1 else ""
+        of = f" (of blocks 1/{layout.tensor} of that)" if layout.tensor > 1 else ""
         again = ", blocks are computed again" if layout.recompute else ""
         each = f"{layout.replicas} x {self.processes // layout.replicas}"
         lines = [f"layout      {self.processes} processes, {each}: each holds 1/{within} of the state{of}{again}"]
@@ -179,8 +181,8 @@ class Estimate:
 def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> Estimate:
     """Count a run. Each distinct shape's forward runs once, on the meta device.
 
-    Several processes share the samples of a step evenly: the one with most sets the memory. So does the first of them,
-    whose parts of what does not divide are the largest.
+    Several processes share the samples of a step evenly: the one with most sets the memory. State and traffic are those
+    of the first, whose parts of what does not divide are the largest.
 
     Raises:
         UserError: the layout does not divide the processes or the network, a step has fewer samples than there are
@@ -230,7 +232,8 @@ def estimate(workload: Workload, layout: Layout = ALONE, processes: int = 1) -> 
             passes = 1 + BACKWARD + workload.without_gradient + (1 if layout.recompute else 0)
             samples = count * shape.batch_size
             tokens = samples * workload.tokens(shape)
-            flops = count * passes * layout.alike * forward.flops
+            flops = passes * forward.flops + workload.teacher * (forward.unshared or forward.flops)
+            flops *= count * layout.alike
             stages.append(StageCost(stage.name, shape, count, samples, tokens, flops, kept))
     weights, state, saved, gathered, sent = 0, 0, 0, 0, 0
     parameters = {}
@@ -334,11 +337,12 @@ class _State:
 class Forward:
     """One forward pass: operations of products and convolutions, bytes kept for the backward pass, and bytes kept when
     blocks are computed again: all that is kept outside of them, their inputs, and all of the largest one; 0 = not
-    known."""
+    known. unshared: operations where no process shares the samples; 0 = as many."""
 
     flops: int
     kept: int
     recomputed: int = 0
+    unshared: int = 0
 
 
 def count_forward(
