@@ -147,10 +147,8 @@ class Estimate:
             f"{where} ({source}); data, communication, validation and samples not counted",
         ]
         if self.processes > 1:
-            lines.insert(
-                -2,
-                f"a process   {in_words(self.weights, 'B')} of weights, {in_words(self.flops // self.processes, 'FLOP')}",
-            )
+            share = in_words(self.flops // self.processes, "FLOP")
+            lines.insert(-2, f"a process   {in_words(self.weights, 'B')} of weights, {share}")
         if price_per_hour:
             hours = self.processes * self.seconds(flops_per_second) / 3600
             lines.append(f"cost        {hours * price_per_hour:,.2f}: {hours:,.2f} device hours at {price_per_hour:g}")
