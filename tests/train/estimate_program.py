@@ -1,5 +1,6 @@
-"""One process of ``test_estimate``'s runs: estimate_program.py OUT. Writes to OUT what each layout of this number of
-processes really holds, keeps and sends, of the process for which that is the most."""
+"""One process of ``test_estimate``'s runs: estimate_program.py OUT [PROCESSES]. Writes to OUT what each layout of this
+number of processes really holds, keeps and sends, of the process for which that is the most. PROCESSES: pretend that
+there are so many."""
 
 import json
 import sys
@@ -16,7 +17,7 @@ from openhunyuan.base.sizes import LatentSize
 from openhunyuan.models.dit.config import DiTConfig
 from openhunyuan.models.dit.model import DiT
 from openhunyuan.parallel.apply import Layout, apply, local, make_mesh
-from openhunyuan.parallel.world import World
+from openhunyuan.parallel.world import World, pretend
 from openhunyuan.train.config import OptimizerConfig
 from openhunyuan.train.ema import EMA
 from openhunyuan.train.optim import build_optimizers
@@ -122,15 +123,17 @@ def measure(layout: Layout, world: World) -> dict[str, float]:
 
 
 def main() -> None:
-    (out,) = map(Path, sys.argv[1:])
+    out, *processes = sys.argv[1:]
     torch.set_num_threads(1)
+    if processes:
+        pretend(int(processes[0]))
     world = World.join(torch.device("cpu"))
     report = []
     for layout in LAYOUTS[world.size]:
         found = world.every(lambda layout=layout: measure(layout, world))
         report.append({"layout": layout.model_dump(), "most": {k: max(one[k] for one in found) for k in found[0]}})
     if world.is_main:
-        out.write_text(json.dumps(report))
+        Path(out).write_text(json.dumps(report))
     world.leave()
 
 

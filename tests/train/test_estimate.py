@@ -136,11 +136,13 @@ def counted(layout: Layout, processes: int, global_batch: int = 0) -> Estimate:
 @pytest.mark.slow  # two and four processes
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_really_hold_keep_and_send_what_is_estimated(processes: int, tmp_path: Path) -> None:
-    launch("tests.train.estimate_program", processes, tmp_path / "report.json")
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report) == len(real.LAYOUTS[processes])
-    for case in report:
+    launch("tests.train.estimate_program", processes, tmp_path / "real.json")
+    launch("tests.train.estimate_program", 1, tmp_path / "pretended.json", processes)
+    report, pretended = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("real", "pretended"))
+    assert len(report) == len(pretended) == len(real.LAYOUTS[processes])
+    for case, alone in zip(report, pretended, strict=True):
         layout, most = Layout(**case["layout"]), case["most"]
+        assert alone == case, layout  # one process that takes itself for the first, as micro-batches are probed
         found = counted(layout, processes)
         assert found.weights == most["weights"], layout
         assert found.state == sum(most[name] for name in ("weights", "gradients", "optimizer", "average")), layout
