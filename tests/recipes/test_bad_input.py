@@ -1,5 +1,6 @@
 """Bad input of training, through the command: one clear sentence, and the last good checkpoint stays as it was."""
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -58,8 +59,9 @@ def here(made: Path, tmp_path: Path) -> Path:
 
 
 def start(folder: Path, model: Path, *more: str, steps: int = 2) -> int:
-    fixed = ["--runs-dir", str(folder / "runs"), "--data", str(folder / "data"), "--from", str(model)]
-    return main(["train", STAGE, *fixed, "--device", "cpu", "--steps", str(steps), *more])
+    fixed = ["--runs-dir", "runs", "--data", "data", "--from", str(model), "--device", "cpu", "--steps", str(steps)]
+    with contextlib.chdir(folder):  # a run says what it read, and goes on where a copy of both lies
+        return main(["train", STAGE, *fixed, *more])
 
 
 def content(run: Path) -> dict[str, str]:
@@ -106,7 +108,7 @@ def other_model(folder: Path, model: Path) -> None:
         (no_caption, [], "Sample 0 of"),
         (other_model, [], "is a checkpoint of another model: its model is a Linear of 9 parameters, this run's a DiT"),
         (None, ["--memory", "0.001"], "One sample of 1x16x16 does not fit into 0.001 GB"),
-        (None, ["--steps", "3"], "holds another run (different:"),
+        (None, ["--steps", "3"], "holds another run (different: train)"),
     ],
 )
 def test_a_run_that_cannot_go_on_says_why_and_keeps_its_checkpoints(
