@@ -81,7 +81,7 @@ class TrainOptions(Record):
     memory: float | None = Field(
         None,
         gt=0,
-        description="Stages on latents: GB of the device that training may use; the largest micro-batch of every "
+        description="Stages on latents: GB of its device that a process may use; the largest micro-batch of every "
         "bucket that fits is found by trying, and kept in --runs-dir. Default: those of the scale.",
     )
     tensor: int = Field(
