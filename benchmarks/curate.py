@@ -170,7 +170,7 @@ def child(side: str, raw: Path, data: Path) -> None:
 
 
 def measure(side: str, raw: Path, juicer: Path | None = None) -> Cost:
-    """One run of a side in a fresh process. Raises CalledProcessError with its output when it fails."""
+    """One run of a side in a fresh process. Raises RuntimeError with the end of its output when it fails."""
     with tempfile.TemporaryDirectory() as data:
         if side == "data-juicer":
             from openhunyuan.curate.find import find_videos
@@ -186,7 +186,7 @@ def measure(side: str, raw: Path, juicer: Path | None = None) -> Cost:
             out.seek(0)
             said.seek(0)
             if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, command[:3], said.read()[-2000:])
+                raise RuntimeError(f"{side} ended with {process.returncode}: {said.read()[-2000:]}")
             answer = json.loads(out.read().splitlines()[-1])
         return Cost(side, used.ru_utime + used.ru_stime, **answer)  # the children that it waited for are counted
 
