@@ -34,8 +34,8 @@ _STORE = 100 * 2**20
 """Bytes of the object store of a Ray of our own: it holds nothing but rows of jobs in flight."""
 
 _KNOCK = 10.0
-"""Seconds in which the address of a cluster must answer. Ray itself tries for 14 minutes (20 times, 41 s each, measured
-with Ray 2.60) before it says that nothing is there."""
+"""Seconds in which the address of a cluster must answer. Ray 2.60 tries 20 times before it says that nothing is there,
+and a try takes 41 s."""
 
 _PATIENCE = 60.0
 """Seconds without a single worker after which it is said that the cluster has no room."""
