@@ -15,7 +15,8 @@ time of that run. "clips/s per core" is clips made per second of processor time.
     data-juicer      its operators for that, run one after the other, as its default executor does
 
 Memory is the highest resident size of a process that curates ten times as much footage, over that of the process that
-curates it once; the tenfold footage is the same films with a different number of empty bytes behind each.
+curates it once, both as the process itself reads it at its end (what its parent is told counts the parent's own memory
+too); the tenfold footage is the same films with a different number of empty bytes behind each.
 """
 
 from __future__ import annotations
@@ -36,21 +37,40 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a side took: seconds, MiB at its highest, clips it made (None where it makes none)."""
+    """What one run of a side took: seconds, MiB at its highest, clips it made, and the processor seconds of each step
+    where it has steps."""
 
     side: str
     cpu_s: float
     wall_s: float
     peak_mib: float
-    clips: int | None
+    clips: int
+    steps: dict[str, float]
+
+
+class Steps:
+    """Processor seconds of a run's steps, told by its progress."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.began = time.process_time()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        now = time.process_time()
+        if done == 0:
+            self.began = now
+        self.seconds[step] = now - self.began
+
+
+STEPS = Steps()
 
 
 def whole(raw: Path, data: Path) -> int:
-    """The default plan. The smallest clips count too, so that rendered footage of any size is kept."""
+    """The default plan."""
     from openhunyuan.curate.run import curate
     from openhunyuan.recipes.curate import PLAN
 
-    return len(curate(raw, data, PLAN).clips)
+    return len(curate(raw, data, PLAN, on_progress=STEPS).clips)
 
 
 def shared(raw: Path, data: Path) -> int:
@@ -65,7 +85,8 @@ def shared(raw: Path, data: Path) -> int:
         Filter(name="aspect", score="clip.aspect", at_least=0.1, at_most=10.0, reason="is too narrow or too wide"),
         Filter(name="motion", score="motion.speed", at_least=0.0, reason="hardly moves"),
     )
-    return len(curate(raw, data, Plan(measures=(Motion(method="farneback"),), filters=filters)).kept)
+    plan = Plan(measures=(Motion(method="farneback"),), filters=filters)
+    return len(curate(raw, data, plan, on_progress=STEPS).kept)
 
 
 def shots(raw: Path, data: Path) -> int:
@@ -118,9 +139,11 @@ for operator in (
 ):
     dataset = operator.run(dataset)
 clips = sum(len(row["videos"]) for row in dataset)
-print(json.dumps({"clips": clips, "wall_s": time.perf_counter() - start}))
+high = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+answer = {"clips": clips, "wall_s": time.perf_counter() - start, "peak_mib": int(high.split()[1]) / 1024, "steps": {}}
+print(json.dumps(answer))
 """
-JUICER_CODEC = "-c:v libx264 -preset medium -crf 12 -threads 1"
+JUICER_CODEC = "-c:v libx264 -preset veryfast -crf 12 -threads 1"
 """As our own clip files are encoded."""
 
 JUICER_FPS = 2.0
@@ -140,11 +163,14 @@ def child(side: str, raw: Path, data: Path) -> None:
     cv2.setNumThreads(1)
     start = time.perf_counter()
     clips = SIDES[side](raw, data)
-    print(json.dumps({"clips": clips, "wall_s": time.perf_counter() - start}))
+    wall_s = time.perf_counter() - start
+    high = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    steps = {step: round(seconds, 2) for step, seconds in STEPS.seconds.items()}
+    print(json.dumps({"clips": clips, "wall_s": wall_s, "peak_mib": int(high.split()[1]) / 1024, "steps": steps}))
 
 
 def measure(side: str, raw: Path, juicer: Path | None = None) -> Cost:
-    """One run of a side in a fresh process. Raises CalledProcessError with its output when it fails."""
+    """One run of a side in a fresh process. Raises RuntimeError with the end of its output when it fails."""
     with tempfile.TemporaryDirectory() as data:
         if side == "data-juicer":
             from openhunyuan.curate.find import find_videos
@@ -160,10 +186,9 @@ def measure(side: str, raw: Path, juicer: Path | None = None) -> Cost:
             out.seek(0)
             said.seek(0)
             if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, command[:3], said.read()[-2000:])
+                raise RuntimeError(f"{side} ended with {process.returncode}: {said.read()[-2000:]}")
             answer = json.loads(out.read().splitlines()[-1])
-        # `used` covers the children that it waited for; its highest resident size is the process's own.
-        return Cost(side, used.ru_utime + used.ru_stime, answer["wall_s"], used.ru_maxrss / 1024, answer["clips"])
+        return Cost(side, used.ru_utime + used.ru_stime, **answer)  # the children that it waited for are counted
 
 
 def tenfold(raw: Path, into: Path, times: int) -> Path:
@@ -212,9 +237,8 @@ def table(costs: Sequence[Cost], seconds: float) -> str:
         "| --- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for c in costs:
-        rate = f"{c.clips / c.cpu_s:.2f}" if c.clips else ""
         lines.append(
-            f"| {c.side} | {c.cpu_s:.1f} | {c.wall_s:.1f} | {c.cpu_s / base:.2f} | {c.clips} | {rate} "
+            f"| {c.side} | {c.cpu_s:.1f} | {c.wall_s:.1f} | {c.cpu_s / base:.2f} | {c.clips} | {c.clips / c.cpu_s:.2f} "
             f"| {seconds / c.cpu_s:.1f} | {c.peak_mib:.0f} |"
         )
     return "\n".join(lines)
@@ -249,8 +273,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for side in sides if number % 2 == 0 else reversed(sides):
             runs[side].append(measure(side, raw, args.data_juicer))
             print(f"  {side}: {runs[side][-1].cpu_s:.1f} s of processor time", file=sys.stderr, flush=True)
+            if args.json:
+                args.json.write_text(json.dumps([vars(c) for found in runs.values() for c in found], indent=2))
     costs = [min(found, key=lambda c: c.cpu_s) for found in runs.values()]
     print(table(costs, seconds))
+    for c in costs:
+        if c.steps:
+            print(f"{c.side}: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in c.steps.items()))
     if "data-juicer" not in sides:
         print("data-juicer was not measured: name the python of an environment that has it (--data-juicer)")
     by_side = {c.side: c for c in costs}

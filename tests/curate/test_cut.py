@@ -58,6 +58,21 @@ def test_crops_are_even_and_where_they_should_be(tmp_path: Path) -> None:
         assert right < np.abs(frames - source[:, y : y + 52, x : x + 54]).mean()
 
 
+def test_pixels_that_are_as_files_are_written_are_not_converted(tmp_path: Path) -> None:
+    video = save(tmp_path / "a.mp4", shot(1, 8))
+    with Footage(video) as footage:
+        source = np.stack([frame.raw.to_ndarray() for frame in footage.frames()])
+    for number, (left, top, right, bottom) in enumerate([(0, 0, 64, 64), (4, 10, 60, 62)]):
+        cut = piece(str(number), 0, 8, crop=(left, top, right, bottom))
+        (file,) = cut_pieces(video, [cut], tmp_path, Cut(crf=0)).values()
+        with Footage(tmp_path / stored(file.sha256)) as footage:
+            found = np.stack([frame.raw.to_ndarray() for frame in footage.frames()])
+        height, width = bottom - top, right - left
+        assert (found[:, :height] == source[:, top:bottom, left:right]).all()
+        halves = source[:, 64:].reshape(8, 2, 32, 32)[:, :, top // 2 : bottom // 2, left // 2 : right // 2]
+        assert (found[:, height:].reshape(8, 2, height // 2, width // 2) == halves).all()
+
+
 def test_uneven_times_become_even(tmp_path: Path) -> None:
     """Each output frame is the one that was on screen at its time: a frame that stays long is repeated."""
     levels = np.linspace(30, 220, 6)

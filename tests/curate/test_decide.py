@@ -9,7 +9,16 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.curate.clip import Clip, clip_id
 from openhunyuan.curate.concepts import Concepts, cluster
 from openhunyuan.curate.decide import Crop, Filter, decide, plan_crop, with_threshold
-from openhunyuan.curate.duplicates import Candidate, Duplicates, duplicates_of
+from openhunyuan.curate.duplicates import (
+    FAINT,
+    STILL,
+    Candidate,
+    Duplicates,
+    described,
+    duplicates_of,
+    event_correlation,
+    same,
+)
 from openhunyuan.curate.measures.fingerprint import MOMENTS, THUMB
 from openhunyuan.curate.measures.motion import Motion
 
@@ -98,6 +107,28 @@ def test_the_same_ground_with_other_events_is_no_duplicate() -> None:
     other = other[::-1].copy()  # the same places in the other order
     found = duplicates_of([Candidate("a", film(1), ()), Candidate("b", other, ())], Duplicates())
     assert found == {}
+
+
+def test_where_little_changes_the_picture_says_more_than_the_event() -> None:
+    rng = np.random.default_rng(3)
+    ground = rng.normal(0, 12, (THUMB, THUMB, 3)) + np.array([50.0, 0.0, 0.0])
+    y, x = np.mgrid[0:THUMB, 0:THUMB]
+    turns = 2 * np.pi * np.arange(MOMENTS) / MOMENTS
+    event = np.stack([np.hypot(y - 6 - 2 * np.sin(t), x - 6 - 2 * np.cos(t)) < 2.5 for t in turns])[..., None]
+
+    def seen(seed: int, backwards: bool = False, lighter: float = 0.0) -> np.ndarray:
+        noise = np.random.default_rng(seed).normal(0, 2.0, (MOMENTS, THUMB, THUMB, 3))
+        change = 4.0 * (event[::-1] if backwards else event)
+        corner = np.where((y < 6) & (x < 6), lighter, 0.0)[None, ..., None] * np.array([0.0, 1.0, 0.0])
+        return (ground + change + noise + corner).astype(np.float32)
+
+    one, again = described(Candidate("", seen(1), ())), described(Candidate("", seen(2), ()))
+    assert STILL < min(one.energy, again.energy) < FAINT
+    config = Duplicates()
+    assert config.alike_event < event_correlation(one.change, again.change) < config.faint_event
+    assert same(one, again, config)
+    assert not same(one, described(Candidate("", seen(2, backwards=True), ())), config)
+    assert not same(one, described(Candidate("", seen(2, lighter=16.0), ())), config)
 
 
 def test_groups_are_found_again_and_large_groups_weigh_less() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.ray_engine import RayEngine, look_around
+from openhunyuan.curate.ray_engine import RayEngine, knock, look_around
 from openhunyuan.curate.run import curate
 from tests.curate.films import save, shot
 from tests.curate.processes import in_a_process
@@ -33,6 +34,17 @@ def test_a_node_that_sees_other_files_or_has_other_packages_is_named(tmp_path: P
 def test_no_workers_are_refused_before_ray_is_looked_for() -> None:
     with pytest.raises(UserError, match="needs 1 or more"):
         RayEngine(0)
+
+
+def test_an_address_that_nothing_answers_at_is_known_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        knock(f"127.0.0.1:{port}")
+        knock(f"ray://127.0.0.1:{port}")
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(OSError):
+            knock(address)
+    knock("auto")  # names no place: Ray knows where to look
 
 
 CLUSTER = """

@@ -50,19 +50,20 @@ def write_video(
 
 def write_frames(
     path: str | os.PathLike[str],
-    frames: Iterable[np.ndarray],
+    frames: Iterable[Any],
     fps: float | Fraction,
     metadata: Mapping[str, Any] | None = None,
     crf: int = 16,
     repeatable: bool = False,
+    preset: str = "medium",
 ) -> int:
     """Write frames as they come, each uint8 RGB [H, W, 3] of one even size, as an mp4, atomically.
 
-    ``fps`` may be an exact fraction. ``repeatable``: the same frames give the same bytes, for files that are named by
-    their content. Returns the number of frames; memory stays at a few of them.
+    A frame may also be one of `cropped_native`, which is encoded as it is. ``fps`` may be an exact
+    fraction. ``repeatable``: the same frames give the same bytes, for files that are named by their content.
+    ``preset``: x264's; faster ones make larger files. Returns the number of frames; memory stays at a few of them.
     """
     import av
-    import numpy as np
 
     path = Path(path)
     if not fps > 0:
@@ -76,15 +77,12 @@ def write_frames(
             if metadata is not None:
                 container.metadata[_TAG] = json.dumps(metadata, ensure_ascii=True)
             for frame in frames:
+                picture = _picture(frame)
                 if stream is None:
-                    height, width = int(frame.shape[0]), int(frame.shape[1])
+                    height, width = picture.height, picture.width
                     if height % 2 or width % 2:
                         raise UserError(f"A video's height and width must be even, not {height}x{width}.")
-                    stream = _x264(container, rate, height, width, crf, repeatable)
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture = picture.reformat(
-                    format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
-                )
+                    stream = _x264(container, rate, height, width, crf, repeatable, preset)
                 container.mux(stream.encode(picture))
                 count += 1
             if stream is None:
@@ -96,11 +94,41 @@ def write_frames(
     return count
 
 
-def _x264(container: Any, rate: Fraction, height: int, width: int, crf: int, repeatable: bool) -> Any:
+def is_native(frame: Any) -> bool:
+    """Whether a decoded frame of PyAV is as files are written here: yuv420p, BT.709, limited range."""
+    return frame.format.name == "yuv420p" and int(frame.colorspace) == 1 and int(frame.color_range) != 2
+
+
+def cropped_native(frame: Any, left: int, top: int, right: int, bottom: int) -> Any:
+    """The part of an `is_native` frame inside a box of even coordinates, without converting a pixel."""
+    import av
+    import numpy as np
+
+    height, width = frame.height, frame.width
+    planes = frame.to_ndarray()  # [H * 3 / 2, W]: the luma, then both halves of the chroma
+    luma = planes[top:bottom, left:right].ravel()
+    chroma = planes[height:].reshape(2, height // 2, width // 2)
+    chroma = chroma[:, top // 2 : bottom // 2, left // 2 : right // 2].ravel()
+    part = np.concatenate([luma, chroma]).reshape((bottom - top) * 3 // 2, right - left)
+    return av.VideoFrame.from_ndarray(part, format="yuv420p")
+
+
+def _picture(frame: Any) -> Any:
+    """A frame as x264 takes it."""
+    import av
+    import numpy as np
+
+    if isinstance(frame, av.VideoFrame):
+        return frame
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    return picture.reformat(format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG")
+
+
+def _x264(container: Any, rate: Fraction, height: int, width: int, crf: int, repeatable: bool, preset: str) -> Any:
     stream = container.add_stream("libx264", rate=rate)
     stream.height, stream.width = height, width
     stream.pix_fmt = "yuv420p"
-    stream.options = {"crf": str(crf), "preset": "medium"}
+    stream.options = {"crf": str(crf), "preset": preset}
     context = stream.codec_context
     if repeatable:
         # The number of threads decides about slices; and with macroblock-tree rate control, x264's vector code gives

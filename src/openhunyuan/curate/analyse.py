@@ -76,14 +76,14 @@ class _Running:
 
     def show(self, view: View) -> None:
         for measure, reader in self.readers:
-            if measure.key not in self.failed:
+            if measure.name not in self.failed:
                 self._try(measure, lambda reader=reader: reader.add(view))
 
     def finish(self) -> list[tuple[str, Outcome]]:
         results = []
         for measure, reader in self.readers:
-            row = None if measure.key in self.failed else self._try(measure, reader.finish)
-            error = self.failed.get(measure.key)
+            row = None if measure.name in self.failed else self._try(measure, reader.finish)
+            error = self.failed.get(measure.name)
             outcome = Outcome(self.clip.id, error=error) if row is None else Outcome(self.clip.id, (row,))
             results.append((measure.key, outcome))
         return results
@@ -93,7 +93,7 @@ class _Running:
         if disk is not None:
             raise disk
         if error is not None:
-            self.failed[measure.key] = error
+            self.failed[measure.name] = error
         return value
 
 

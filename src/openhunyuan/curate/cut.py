@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,9 +28,12 @@ class Cut(Stage):
     """How clips are encoded."""
 
     name: ClassVar[str] = "cut"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     crf: int = Field(default=12, ge=0, le=51, description="x264 quality of clip files: 0 is lossless, 51 the worst.")
+    preset: Literal["superfast", "veryfast", "fast", "medium", "slow"] = Field(
+        default="veryfast", description="x264 preset of clip files: slower ones make smaller files."
+    )
 
 
 class Piece(Record):
@@ -108,11 +111,12 @@ def _cut(frames: Iterator[Frame], piece: Piece, footage: Footage | Still, data: 
     temporary = data / ".work" / f"{piece.key}.mp4"
     count = write_frames(
         temporary,
-        (frame.rgb()[top:bottom, left:right] for frame in span),
+        (frame.part(left, top, right, bottom) for frame in span),
         rate,
         metadata={"clip": piece.clip},
         crf=config.crf,
         repeatable=True,
+        preset=config.preset,
     )
     return CutFile(sha256=store_file(data, temporary), frames=count, height=bottom - top, width=right - left)
 

@@ -6,8 +6,10 @@ like and what happens in them agree, whichever of them was re-encoded, cropped a
 subtitles:
 
 - look: the mean thumbnails differ little, where the worst quarter of the picture (a caption, a logo) does not count;
-- event: the thumbnails' changes over time are correlated. The comparison tries a mirrored picture, a picture cropped
-  by a few per cent, and spans that begin or end a little earlier or later (a fade takes frames away).
+- event: the thumbnails' changes over time are correlated. Where little changes, that little is partly noise, and less
+  is asked for; still less if the whole pictures agree as those of stills must. The comparison tries a mirrored
+  picture, a picture cropped by a few per cent, and spans that begin or end a little earlier or later (a fade takes
+  frames away).
 
 Every clip is compared with every other by one matrix product of the mean thumbnails; the rest runs on what is near.
 """
@@ -50,6 +52,9 @@ class Duplicates(Record):
     look: float = Field(default=4.0, gt=0, description="Largest distance (Lab) of mean pictures, worst quarter out.")
     event: float = Field(default=0.95, gt=0, le=1, description="Smallest correlation of the changes over time.")
     faint_event: float = Field(default=0.75, gt=0, le=1, description="The same where little changes.")
+    alike_event: float = Field(
+        default=0.5, gt=0, le=1, description="Where little changes, for clips whose pictures agree as stills must."
+    )
     still_look: float = Field(default=3.0, gt=0, description="For stills: largest distance (Lab) of the mean pictures.")
 
 
@@ -167,7 +172,7 @@ def described(candidate: Candidate) -> Described:
 def same(one: Described, other: Described, config: Duplicates) -> bool:
     """Whether two clips show the same."""
     still = max(one.energy, other.energy) < STILL
-    event = config.faint_event if min(one.energy, other.energy) < FAINT else config.event
+    faint = min(one.energy, other.energy) < FAINT
     if not still and min(one.energy, other.energy) < 0.4 * max(one.energy, other.energy):
         return False
     for variant in (other, other.mirrored()):
@@ -175,13 +180,15 @@ def same(one: Described, other: Described, config: Duplicates) -> bool:
             continue
         for factor in _ZOOMS:
             zoomed = variant if factor == 1.0 else variant.zoomed(factor)
+            # Pale pictures are all alike: the more there is to see, the more may differ.
+            seen = float(one.mean.reshape(-1, 3).std(axis=0).max())
+            alike = look_distance(one.mean, zoomed.mean, 1.0) <= min(config.still_look, 0.25 * seen)
             if still:
-                # Pale pictures are all alike: the more there is to see, the more may differ.
-                seen = float(one.mean.reshape(-1, 3).std(axis=0).max())
-                if look_distance(one.mean, zoomed.mean, 1.0) <= min(config.still_look, 0.25 * seen):
+                if alike:
                     return True
                 continue
             near = look_distance(one.mean, zoomed.mean, 0.75) <= config.look
+            event = (config.alike_event if alike else config.faint_event) if faint else config.event
             if near and event_correlation(one.change, zoomed.change) >= event:
                 return True
     return False

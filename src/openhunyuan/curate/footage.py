@@ -18,7 +18,7 @@ import numpy as np
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.base.require import require
-from openhunyuan.base.video import frame_to_rgb, frame_to_rgb48
+from openhunyuan.base.video import cropped_native, frame_to_rgb, frame_to_rgb48, is_native
 from openhunyuan.curate.tone import to_sdr
 
 READING = 2
@@ -70,6 +70,16 @@ class Frame:
         else:
             pixels = frame_to_rgb(self.raw, *(size or ()))
         return upright(pixels, self.media.rotation)
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> Any:
+        """What a clip file gets of the frame: the box of the display frame as uint8 [h, w, 3]; or as a frame of PyAV
+        in the coded pixels, where those are what is written anyway."""
+        media, raw = self.media, self.raw
+        even = not (left % 2 or top % 2 or raw.width % 2 or raw.height % 2)
+        as_coded = (media.width, media.height) == (raw.width, raw.height) and not media.rotation
+        if even and as_coded and media.transfer == "sdr" and not media.wide and is_native(raw):
+            return cropped_native(raw, left, top, right, bottom)
+        return self.rgb()[top:bottom, left:right]
 
     def opencv_gray(self) -> np.ndarray:
         """uint8 [H, W] as `cv2.VideoCapture` would read it: upright, pixels as coded, BT.601 whatever the tag says.

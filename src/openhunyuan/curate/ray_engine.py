@@ -10,9 +10,11 @@ and writes pictures; that is checked before any work.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -30,6 +32,10 @@ DECIDING = ("openhunyuan", "av", "numpy", "opencv-python-headless", "scenedetect
 
 _STORE = 100 * 2**20
 """Bytes of the object store of a Ray of our own: it holds nothing but rows of jobs in flight."""
+
+_KNOCK = 10.0
+"""Seconds in which the address of a cluster must answer. Ray 2.60 tries 20 times before it says that nothing is there,
+and a try takes 41 s."""
 
 _PATIENCE = 60.0
 """Seconds without a single worker after which it is said that the cluster has no room."""
@@ -75,6 +81,7 @@ class RayEngine(Engine):
                 ) from None
             return
         try:
+            knock(address)
             self._ray.init(address=address, **quiet)
         except Exception as error:  # Ray raises ValueError, RuntimeError, ConnectionError, or its own
             raise UserError(f"No Ray cluster can be reached at '{address}' ({_short(error)}).") from None
@@ -129,6 +136,14 @@ class RayEngine(Engine):
         super().close()
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """Raise OSError when an address that names host and port ("head:6379", "ray://head:10001") does not answer."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        with contextlib.suppress(ValueError, OverflowError):  # not a port: Ray has a better word for it
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
 
 
 class _Actor(Worker):

@@ -254,7 +254,7 @@ def _scan(frames: Iterable[np.ndarray], fps: float, config: Split) -> tuple[list
     last = None
     for number, frame in enumerate(frames):
         thumbs.append(cv2.resize(frame, (THUMB, THUMB), interpolation=cv2.INTER_AREA))
-        last = np.ascontiguousarray(frame[:, :, ::-1])
+        last = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         cuts += detector.process_frame(common.FrameTimecode(number, fps), last)
     # The detector decides `window_width` frames late; repeating the last frame lets it decide about the end too.
     for number in range(len(thumbs), len(thumbs) + padding if last is not None else 0):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openhunyuan.curate.camera.features import COMBINATIONS, features_of, flipped
+from openhunyuan.curate.camera.features import COMBINATIONS, _median, features_of, flipped
 from openhunyuan.curate.camera.tracks import STEPS, Tracks
 
 
@@ -58,3 +58,12 @@ def test_nothing_is_said_where_nothing_can_be_followed() -> None:
     assert features_of(Tracks(tracks.points[:, :, :4], tracks.good[:, :, :4], 1 / 12, 1.0)) is None
     assert features_of(tracks.part(0, 0)) is None
     assert features_of(Tracks(tracks.points, np.zeros_like(tracks.good), 1 / 12, 1.0)) is None
+
+
+def test_medians_over_the_good_points_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(5)
+    values, good = rng.normal(size=(40, 31)), rng.random((40, 31)) < np.linspace(0.05, 1, 40)[:, None]
+    good[:, 0] = True
+    expected = np.nanmedian(np.where(good, values, np.nan), axis=1, keepdims=True)
+    assert (_median(values, good) == expected).all()
+    assert np.isnan(_median(values, np.zeros_like(good))).all()

@@ -13,12 +13,13 @@ from openhunyuan.curate.measures.border import Border
 from openhunyuan.curate.measures.clarity import Clarity, edge_width
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.fingerprint import Fingerprint, thumbs_of
+from openhunyuan.curate.measures.lasting import blobs
 from openhunyuan.curate.measures.measure import ClipSpan, Measure, View
 from openhunyuan.curate.measures.motion import Motion, vector_lengths
 from openhunyuan.curate.measures.overlay import Overlay
 from openhunyuan.curate.measures.quality import Quality, blockiness, colourfulness, noise
 from openhunyuan.curate.measures.strip import Strip
-from openhunyuan.curate.measures.text import Text
+from openhunyuan.curate.measures.text import Text, without_posts
 
 HEIGHT, WIDTH = 144, 256
 
@@ -146,6 +147,30 @@ def test_subtitles_that_change_are_found_in_both_halves() -> None:
     row = measured(Text(), frames)
     assert row["subtitle_top"] < 0.86
     assert len(row["boxes"]) >= 8
+
+
+@pytest.mark.parametrize("top", [84, 100])
+def test_what_runs_into_a_subtitle_from_above_is_no_part_of_it(top: int) -> None:
+    """The sides of a thing that sinks behind the letters stand still, and touch them."""
+    frames = moving(3, 48)
+    for t, frame in enumerate(frames):
+        frame[top + t // 4 :, 118:130] = (250, 40, 40)
+    plain, crossed = (measured(Text(), write(f, "Wait for me here", 40, 132)) for f in (moving(3, 48), frames))
+    assert crossed["subtitle_top"] == pytest.approx(plain["subtitle_top"], abs=1.01 / HEIGHT)
+
+
+def test_letters_that_reach_out_of_a_line_stay_part_of_it() -> None:
+    mask = np.zeros((40, 120), bool)
+    mask[20:30, 10:110:2] = True  # the small letters
+    mask[15:20, 50:52] = True  # one tall letter among them
+    mask[30:34, 80:82] = True
+    (line,) = blobs(mask, reach_x=2, reach_y=1)
+    assert without_posts(line, mask) == line
+    mask[4:20, 90] = True
+    (crossed,) = blobs(mask, reach_x=2, reach_y=1)
+    found = without_posts(crossed, mask)
+    assert crossed.top == 4
+    assert (found.left, found.top, found.right, found.bottom) == (line.left, line.top, line.right, line.bottom)
 
 
 @pytest.mark.parametrize("measure, column", [(Text(), "share"), (Overlay(), "strength")], ids=["text", "overlay"])

@@ -47,8 +47,10 @@ def signed_slopes(gray: np.ndarray) -> np.ndarray:
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
     x = cv2.Sobel(gray, cv2.CV_32F, 1, 0, scale=0.25)
     y = cv2.Sobel(gray, cv2.CV_32F, 0, 1, scale=0.25)
-    zero = np.float32(0)
-    return np.stack([np.maximum(x, zero), np.maximum(-x, zero), np.maximum(y, zero), np.maximum(-y, zero)])
+    slopes = np.empty((4, *x.shape), np.float32)
+    for plane, slope in zip(slopes, (x, -x, y, -y), strict=True):
+        np.maximum(slope, np.float32(0), out=plane)
+    return slopes
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
 WINDOW = 4
 """Samples through which a line must stand still."""
 
+BODY, BEYOND, POSTS = 0.3, 0.7, 0.15
+"""Rows are a line's body from this share of its fullest rows on. Letters reach out of the body by at most `BEYOND` of
+its height; columns that reach further, at most `POSTS` of all, are edges of something that runs into the letters."""
+
 
 class Text(Measure):
     """Lines of text, and the strip at the bottom that subtitles take.
@@ -28,7 +32,7 @@ class Text(Measure):
     """
 
     name: ClassVar[str] = "text"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     group: ClassVar[str] = "text"
     columns: ClassVar = ("share", "lines", "subtitle_top", "other_share")
     proxy: ClassVar[str] = "strokes that stand still, not read by OCR"
@@ -103,11 +107,37 @@ def text_lines(across: np.ndarray, strength: np.ndarray, stage: Text) -> list[Bl
         if not mask.any():
             continue
         for blob in blobs(mask, reach_x=max(2, round(0.02 * width)), reach_y=1):
+            if blob.width < stage.narrowest * width or blob.height < 5:
+                continue
+            blob = without_posts(blob, mask)
             if any(_touch(blob, line) for line in lines):
                 continue  # seen at a stronger level, where its edges are cleaner
             if _is_line(blob, mask, across, level, stage):
                 lines.append(blob)
     return lines
+
+
+def without_posts(blob: Blob, mask: np.ndarray) -> Blob:
+    """The blob without the few columns that reach further up or down than letters do: edges of what is behind."""
+    inside = mask[blob.top : blob.bottom, blob.left : blob.right]
+    filled = inside.sum(axis=1)
+    body = np.flatnonzero(filled >= BODY * np.quantile(filled, 0.9))
+    beyond = BEYOND * (body[-1] + 1 - body[0])
+    outside = np.arange(blob.height)
+    outside = (outside < body[0] - beyond) | (outside > body[-1] + beyond)
+    posts = inside[outside].any(axis=0)
+    if not posts.any() or posts.sum() > POSTS * inside.any(axis=0).sum():
+        return blob
+    left = inside & ~posts
+    rows, columns = np.flatnonzero(left.any(axis=1)), np.flatnonzero(left.any(axis=0))
+    top, bottom, first, last = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    return Blob(
+        int(blob.left + first),
+        int(blob.top + top),
+        int(blob.left + last),
+        int(blob.top + bottom),
+        float(left.sum()) / ((bottom - top) * (last - first)),
+    )
 
 
 def _is_line(blob: Blob, mask: np.ndarray, across: np.ndarray, level: float, stage: Text) -> bool:
