@@ -84,7 +84,7 @@ class _Segment:
 
 
 class Tracker:
-    """Follows points through frames given one by one; memory grows by about 50 KB for a second of film."""
+    """Follows points through frames given one by one; memory grows by about 60 KB for a second of film."""
 
     def __init__(self) -> None:
         self.cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
