@@ -3,7 +3,7 @@
 import numpy as np
 
 from openhunyuan.curate.camera.classifier import labels_of, primitives_of
-from openhunyuan.curate.camera.features import NUM_FEATURES, flipped
+from openhunyuan.curate.camera.features import NUM_FEATURES, STARTS, flipped
 from openhunyuan.curate.camera.primitives import LABELS, PRIMITIVES, STATES
 from openhunyuan.recipes.camera_motion import Examples, calibrate, draw_state, fit, rendered
 
@@ -14,8 +14,8 @@ def made_up(count: int, seed: int) -> Examples:
     kind = rng.integers(0, 3, count)
     features = 0.1 * rng.normal(size=(count, NUM_FEATURES)).astype(np.float32)
     flow = np.array([1.0, -1.0, 0.0])[kind, None]  # the picture goes the other way
-    features[:, [0, 12]] += flow  # the mean flow's constant term, over the speed and by itself
-    features[:, -18:-9] += flow  # and the horizontal flow of all parts of the picture
+    features[:, [STARTS["mean over speed"], STARTS["mean"]]] += flow  # the constant term, over the speed and by itself
+    features[:, STARTS["zones"] : STARTS["zones"] + 9] += flow  # and the horizontal flow of all parts of the picture
     numbers = [STATES.index(frozenset({name})) for name in ("yaw left", "yaw right", "still")]
     return Examples(features, np.array(numbers)[kind])
 

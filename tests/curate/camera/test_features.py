@@ -3,39 +3,73 @@
 import numpy as np
 import pytest
 
-from openhunyuan.curate.camera.features import COMBINATIONS, _median, features_of, flipped
+from openhunyuan.curate.camera.features import COMBINATIONS, NUM_FEATURES, STARTS, features_of, flipped
+from openhunyuan.curate.camera.motion import PIXEL
 from openhunyuan.curate.camera.tracks import STEPS, Tracks
 
 
-def turning(speed: float = 0.2, focal: float = 1.8, segments: int = 4, still: float = 0.0, seed: int = 0) -> Tracks:
-    """Points of a camera that turns right; a share of them stands still, as a title does."""
+def seen(move, segments: int = 4, still: float = 0.0, seed: int = 0, error: float = 0.0) -> Tracks:
+    """Points whose flow is move(x, y, depth), followed with an error in pixels of which half is seen on the way back; a
+    share of them stands still, as a title does."""
     rng = np.random.default_rng(seed)
-    place = rng.uniform(-1, 1, (segments, 120, 2)) * np.array([1.0, 9 / 16])
+    place = rng.uniform(-1, 1, (120, 2)) * np.array([1.0, 9 / 16])
+    depth, fixed = rng.uniform(1, 4, 120), rng.random(120) < still
     points = [place]
-    fixed = rng.random((segments, 120)) < still
-    for _ in range(STEPS):
-        x, y = place[..., 0], place[..., 1]
-        flow = -speed * np.stack([1 + (x / focal) ** 2, x * y / focal**2], axis=-1)
-        place = place + np.where(fixed[..., None], 0, flow / 12)
+    for _ in range(STEPS * segments):
+        flow = np.stack(np.broadcast_arrays(*move(place[:, 0], place[:, 1], depth)), axis=-1)
+        place = place + np.where(fixed[:, None], 0, flow / 12)
         points.append(place)
-    path = np.stack(points, axis=1).astype(np.float32)
-    return Tracks(path, np.ones((segments, STEPS, 120), bool), 1 / 12, 16 / 9)
+    path = np.stack(points) + error * PIXEL * rng.normal(size=(len(points), 120, 2))
+    parts = [path[k * STEPS : (k + 1) * STEPS + 1] for k in range(segments)]
+    return Tracks(
+        np.stack(parts).astype(np.float32),
+        np.ones((segments, STEPS, 120), bool),
+        np.full((segments, STEPS, 120), error * PIXEL / 2, np.float32),
+        np.tile(np.arange(120), (segments, 1)),
+        1 / 12,
+        16 / 9,
+    )
+
+
+def turning(speed: float = 0.2, focal: float = 1.8, still: float = 0.0, error: float = 0.0) -> Tracks:
+    """A camera that turns right."""
+
+    def move(x, y, depth):
+        return -speed * (1 + (x / focal) ** 2), -speed * x * y / focal**2
+
+    return seen(move, still=still, error=error)
+
+
+def trucking(speed: float = 0.2, error: float = 0.0) -> Tracks:
+    """A camera that moves to the right."""
+    return seen(lambda x, y, depth: (-2 * speed / depth, 0 * y), error=error)
 
 
 def changed(tracks: Tracks, flips: str) -> Tracks:
-    points = tracks.points.copy()
+    points, missed, numbers = tracks.points.copy(), tracks.missed, tracks.numbers
     if "h" in flips:
         points[..., 0] *= -1
     if "v" in flips:
         points[..., 1] *= -1
     if "t" in flips:
-        points = points[::-1, ::-1].copy()
-    return Tracks(points, tracks.good, tracks.seconds, tracks.aspect)
+        points, missed, numbers = points[::-1, ::-1].copy(), missed[::-1, ::-1], numbers[::-1]
+    return Tracks(points, tracks.good, missed, numbers, tracks.seconds, tracks.aspect)
+
+
+def cut(tracks: Tracks, points: int) -> Tracks:
+    return Tracks(
+        tracks.points[:, :, :points],
+        tracks.good[:, :, :points],
+        tracks.missed[:, :, :points],
+        tracks.numbers[:, :points],
+        tracks.seconds,
+        tracks.aspect,
+    )
 
 
 @pytest.mark.parametrize("flips", COMBINATIONS)
 def test_features_of_the_mirrored_clip_are_the_features_mirrored(flips: str) -> None:
-    tracks = turning(still=0.1)
+    tracks = turning(still=0.1, error=0.1)
     features = features_of(tracks)
     mirrored = features_of(changed(tracks, flips))
     assert features is not None and mirrored is not None
@@ -53,17 +87,21 @@ def test_the_quadratic_terms_of_a_turn_are_found_under_points_that_stand_still()
         assert abs(mean[[1, 2, 4, 5, 6, 7, 8, 9, 11]]).max() < 0.01
 
 
+def test_a_turn_has_curvature_and_a_truck_has_parallax() -> None:
+    """Also where both are followed badly, and whatever the direction."""
+    for error in (0.02, 0.3):
+        turn, truck = features_of(turning(error=error)), features_of(trucking(error=error))
+        assert turn is not None and truck is not None
+        curvature = STARTS["curvature over error, again"]
+        assert turn[curvature] < -1.0 and abs(truck[curvature]) < 1.0
+        kept = STARTS["kept from segment to segment"] + 1  # what the best turn leaves over sideways, over the speed
+        assert truck[kept] > 0.2 and turn[kept] < 0.05
+        assert turn.shape == (NUM_FEATURES,)
+
+
 def test_nothing_is_said_where_nothing_can_be_followed() -> None:
     tracks = turning()
-    assert features_of(Tracks(tracks.points[:, :, :4], tracks.good[:, :, :4], 1 / 12, 1.0)) is None
+    assert features_of(cut(tracks, 4)) is None
     assert features_of(tracks.part(0, 0)) is None
-    assert features_of(Tracks(tracks.points, np.zeros_like(tracks.good), 1 / 12, 1.0)) is None
-
-
-def test_medians_over_the_good_points_are_those_of_numpy() -> None:
-    rng = np.random.default_rng(5)
-    values, good = rng.normal(size=(40, 31)), rng.random((40, 31)) < np.linspace(0.05, 1, 40)[:, None]
-    good[:, 0] = True
-    expected = np.nanmedian(np.where(good, values, np.nan), axis=1, keepdims=True)
-    assert (_median(values, good) == expected).all()
-    assert np.isnan(_median(values, np.zeros_like(good))).all()
+    lost = Tracks(tracks.points, np.zeros_like(tracks.good), tracks.missed, tracks.numbers, 1 / 12, 1.0)
+    assert features_of(lost) is None

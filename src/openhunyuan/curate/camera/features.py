@@ -1,14 +1,8 @@
 """Numbers that tell camera moves apart, from tracked points: robust motion models and what they leave unexplained.
 
-The flow of a turning or zooming camera is a quadratic function of the place in the picture, whatever the depth:
-
-    u = a0 + a1 x + a2 y + a3 x² + a4 xy + a5 y²        (and v with b0 … b5)
-
-Translation shows as the constant terms, zoom as a1 and b2, roll as b1 and a2, a turn as the constants together with
-a3 = b4 or a4 = b5, which a camera that moves without turning does not have. What a move through depth leaves over lies
-along its direction. All six terms of both are fitted to each segment, and to each step, by iteratively reweighted least
-squares (Cauchy weights), so that things that move by themselves count little. Simpler and physical models are fitted
-too, and how well each explains the flow is a feature.
+What a turn has is curvature (`camera.motion`); what a move through depth has is that points at different depths differ
+along its direction, each point by the same from segment to segment, which errors of tracking are not. So most features
+are made twice: of segments, and of points followed over the whole window.
 
 Speeds are in halves of the picture's longer side a second.
 
@@ -19,26 +13,37 @@ other sign. So a classifier can be averaged over all eight, and then treats left
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
+from openhunyuan.curate.camera.motion import (
+    FOCALS,
+    MODELS,
+    POWERS,
+    TURNS,
+    Fits,
+    Points,
+    Segments,
+    across,
+    fit,
+    fits,
+    quadratic,
+    quantiles,
+    segments_of,
+    steps_of,
+)
 from openhunyuan.curate.camera.tracks import Tracks
-
-POWERS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
-"""Exponents of x and y in the six terms."""
-
-SOFT = 0.01
-"""Speed below which errors are measurement."""
 
 SLOW = 0.004
 """Added to the overall speed where others are divided by it."""
 
-ROUNDS = 7
-FOCALS = (1.3, 1.9, 2.8)
-"""Focal lengths of the turning cameras that are tried, in halves of the longer side."""
+TYPICAL_FOCAL = 2.0
+"""Focal length that makes a curvature comparable to a speed."""
 
 ZONES = 3
+SHARES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+"""Quantiles of the flow over the picture."""
 
 FLIPS = ("h", "v", "t")
 """Mirrored left to right, upside down, played backwards."""
@@ -58,12 +63,27 @@ def _even(name: str, size: int) -> _Group:
     return _Group(name, size, {f: np.ones(size) for f in FLIPS}, {f: np.arange(size) for f in FLIPS})
 
 
+def _signed(name: str, h: list[int], v: list[int], t: list[int]) -> _Group:
+    """Features that stay in their places."""
+    signs = {f: np.array(s, float) for f, s in zip(FLIPS, (h, v, t), strict=True)}
+    return _Group(name, len(h), signs, {f: np.arange(len(h)) for f in FLIPS})
+
+
 def _terms(name: str) -> _Group:
     """The twelve coefficients, u's first."""
     h = [(-1) ** (1 + i) for i, _ in POWERS] + [(-1) ** i for i, _ in POWERS]
     v = [(-1) ** j for _, j in POWERS] + [(-1) ** (1 + j) for _, j in POWERS]
-    signs = {"h": np.array(h, float), "v": np.array(v, float), "t": -np.ones(12)}
-    return _Group(name, 12, signs, {f: np.arange(12) for f in FLIPS})
+    return _signed(name, h, v, [-1] * 12)
+
+
+def _pair(name: str) -> _Group:
+    """Something of u, and of v."""
+    return _signed(name, [-1, 1], [1, -1], [-1, -1])
+
+
+def _gradients(name: str) -> _Group:
+    """How u changes along x and along y, and v."""
+    return _signed(name, [1, -1, -1, 1], [1, -1, -1, 1], [-1] * 4)
 
 
 def _zones(name: str) -> _Group:
@@ -80,40 +100,70 @@ def _zones(name: str) -> _Group:
     )
 
 
-def _gradients(name: str) -> _Group:
-    """How something even changes along x, and along y."""
-    signs = {"h": np.array([-1.0, 1.0]), "v": np.array([1.0, -1.0]), "t": np.ones(2)}
-    return _Group(name, 2, signs, {f: np.arange(2) for f in FLIPS})
+def _quantiles(name: str) -> _Group:
+    """u at `SHARES`, then v: what changes its sign changes its order too."""
+    count = len(SHARES)
+    same, turned = np.arange(count), np.arange(count)[::-1]
+    sources = {
+        "h": np.concatenate([turned, same + count]),
+        "v": np.concatenate([same, turned + count]),
+        "t": np.concatenate([turned, turned + count]),
+    }
+    one = np.ones(count)
+    signs = {"h": np.concatenate([-one, one]), "v": np.concatenate([one, -one]), "t": -np.ones(2 * count)}
+    return _Group(name, 2 * count, signs, sources)
 
-
-MODELS = ("none", "constant", "similarity", "affine", *(f"turn {f}" for f in FOCALS), "sideways", "radial", "quadratic")
-QUANTILES = (0.25, 0.5, 0.75, 0.9)
 
 GROUPS: tuple[_Group, ...] = (
     _terms("mean over speed"),
     _terms("mean"),
-    _even("length of steps", 12),
-    _even("spread of steps", 12),
-    _even("steadiness", 12),
-    _even("sizes", 7),
+    _terms("mean over error"),
+    _even("length of steps", 4),
+    _even("spread of steps", 4),
+    _even("steadiness of steps", 4),
+    _even("length of segments", 4),
+    _even("spread of segments", 4),
+    _even("steadiness of segments", 4),
+    _even("sizes", 9),
     _even("errors", len(MODELS)),
+    _even("errors against the best turn's", len(MODELS)),
+    _even("errors of points", len(MODELS)),
+    _even("errors of points against the best turn's", len(MODELS)),
     _even("errors over speed", len(MODELS)),
-    _even("left over", 2 * len(QUANTILES)),
+    _even("left over", 8),
+    _even("kept from segment to segment", 8),
+    _quantiles("flow"),
+    _quantiles("left over by the quadratic"),
+    _pair("curvature over speed"),
+    _pair("curvature over error"),
+    _pair("flow without curvature"),
+    _even("curvature with flow", 4),
+    _gradients("gradients"),
+    _pair("middle against border"),
+    _even("focal lengths", 2),
     _even("along and across", 8),
-    _gradients("left over along, over the picture"),
+    _even("best turn against others", 6),
+    _terms("mean over speed, again"),
+    _terms("mean over error, again"),
+    _pair("curvature over speed, again"),
+    _pair("curvature over error, again"),
     _zones("zones"),
+    _zones("zones left over by the best turn"),
+    _even("errors of surroundings", len(MODELS)),
+    _even("errors of surroundings against the best turn's", len(MODELS)),
 )
 
 NUM_FEATURES = sum(group.size for group in GROUPS)
+STARTS = dict(zip((g.name for g in GROUPS), np.cumsum([0, *(g.size for g in GROUPS[:-1])]).tolist(), strict=True))
+"""Where each group begins."""
 
 
 def _symmetries() -> tuple[np.ndarray, np.ndarray]:
     """signs float32 [8, F] and sources int [8, F] of all combinations of flips, none first."""
     sign, source = {}, {}
-    starts = np.cumsum([0, *(group.size for group in GROUPS[:-1])])
     for flip in FLIPS:
         sign[flip] = np.concatenate([group.signs[flip] for group in GROUPS])
-        source[flip] = np.concatenate([g.sources[flip] + start for g, start in zip(GROUPS, starts, strict=True)])
+        source[flip] = np.concatenate([group.sources[flip] + STARTS[group.name] for group in GROUPS])
     all_signs, all_sources = [], []
     for chosen in COMBINATIONS:
         signs, sources = np.ones(NUM_FEATURES), np.arange(NUM_FEATURES)
@@ -138,195 +188,248 @@ def flipped(features: np.ndarray) -> np.ndarray:
 
 def features_of(tracks: Tracks) -> np.ndarray | None:
     """float32 [F] of a window of a clip; None where nothing could be followed."""
-    if not len(tracks) or tracks.points.shape[2] < 8 or not (tracks.good.sum(axis=2) >= 8).any():
+    seen = segments_of(tracks)
+    if seen is None:
         return None
-    seconds, steps = tracks.seconds, tracks.good.shape[1]
-    # A segment is judged by how far its points came, as long as enough of them came to its end.
-    counts = tracks.good.sum(axis=2)
-    enough = counts >= np.maximum(8, 0.3 * counts[:, :1])
-    last = np.maximum(np.where(enough, np.arange(1, steps + 1), 0).max(axis=1), 1)
-    index = np.arange(len(tracks))
-    start, end, good = tracks.points[:, 0], tracks.points[index, last], tracks.good[index, last - 1]
-    usable = good.sum(axis=1) >= 8
-    if not usable.any():
-        return None
-    start, end, good, last = start[usable], end[usable], good[usable], last[usable]
-    place = ((start + end) / 2).astype(np.float64)
-    flow = (end - start) / (seconds * last)[:, None, None].astype(np.float64)
-
-    step_start = tracks.points[:, :-1].reshape(-1, *tracks.points.shape[2:])
-    step_end = tracks.points[:, 1:].reshape(step_start.shape)
-    step_good = tracks.good.reshape(len(step_start), -1)
-    seen = step_good.sum(axis=1) >= 8
-    step_place = ((step_start + step_end)[seen] / 2).astype(np.float64)
-    step_flow = (step_end - step_start)[seen].astype(np.float64) / seconds
-    step_good = step_good[seen]
-
-    whole = _fit(_quadratic(place), flow, good)
-    single = _fit(_quadratic(step_place), step_flow, step_good)
-    height = 1 / tracks.aspect if tracks.aspect > 1 else 1.0
-    width = tracks.aspect if tracks.aspect < 1 else 1.0
-    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 7) * width, np.linspace(-1, 1, 7) * height), -1).reshape(1, -1, 2)
-    at_grid = _quadratic(grid)
-    speed = float(np.sqrt(((at_grid @ whole[:, None, :, None])[..., 0] ** 2).mean() * 2))
-    step_speed = float(np.sqrt(((at_grid @ single[:, None, :, None])[..., 0] ** 2).mean() * 2))
-    scale = speed + SLOW
-
-    mean, step_mean = whole.mean(axis=0), single.mean(axis=0)
-    length, spread = np.abs(single).mean(axis=0), single.std(axis=0)
-    modelled = (_quadratic(place) @ whole[:, None, :, None])[..., 0]
-    left = flow - modelled
-    missed = np.linalg.norm(left, axis=2)
-    errors = _errors(place, flow, good, missed)
-    mean_speed = np.hypot(mean[0], mean[6])
-    sizes = np.array(
-        [
-            np.log(scale),
-            np.log(step_speed + SLOW),
-            np.log(mean_speed + SLOW),
-            np.log(np.hypot(step_mean[0], step_mean[6]) + SLOW),
-            good.mean() if good.size else 0.0,
-            float(good.sum(axis=1).mean()) / 150,
-            height * width,
-        ]
-    )
-    quantiles = np.quantile(missed[good], QUANTILES)
-    along, gradients = _along(place, flow, left, good, mean[[0, 6]], scale)
-    parts = (
-        mean / scale,
-        np.arcsinh(mean / 0.03),
-        length / (step_speed + SLOW),
-        np.arcsinh(spread / 0.03),
-        np.abs(step_mean) / (length + SLOW),
-        sizes,
-        errors,
-        errors - errors[0],
-        np.concatenate([np.log(quantiles + 0.002), np.log((quantiles + 0.002) / scale)]),
-        along,
-        gradients,
-        _by_zone(place, flow, good, (width, height), mean) / scale,
-    )
-    found = np.concatenate([np.ravel(part) for part in parts]).astype(np.float32)
-    assert found.shape == (NUM_FEATURES,)
-    return np.nan_to_num(found, nan=0.0, posinf=20.0, neginf=-20.0).clip(-20, 20)
-
-
-def _quadratic(place: np.ndarray) -> np.ndarray:
-    """Design [..., N, 2, 12] of the two quadratics at places [..., N, 2]."""
-    x, y = place[..., 0], place[..., 1]
-    terms = np.stack([x**i * y**j for i, j in POWERS], axis=-1)
-    design = np.zeros((*terms.shape[:-1], 2, 12))
-    design[..., 0, :6] = terms
-    design[..., 1, 6:] = terms
-    return design
-
-
-def _designs(place: np.ndarray) -> dict[str, np.ndarray]:
-    """Designs [K, N, 2, P] of the models with fewer terms."""
-    x, y = place[..., 0], place[..., 1]
-    one, zero = np.ones_like(x), np.zeros_like(x)
-
-    def columns(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return np.stack([np.stack(pair, axis=-1) for pair in pairs], axis=-1)
-
-    constant, zoom, roll = ((one, zero), (zero, one)), (x, y), (-y, x)
+    models, points = fits(seen), Points(seen)
+    window = _Window(seen, models, points, tracks.aspect)
+    steps = steps_of(tracks)
     found = {
-        "constant": columns(*constant),
-        "similarity": columns(*constant, zoom, roll),
-        "affine": columns(*constant, (x, zero), (y, zero), (zero, x), (zero, y)),
+        **_of_means(window),
+        **_of_steps(steps, models.similarity.model),
+        **_of_sizes(window, steps, tracks),
+        **_of_errors(window),
+        **_of_curvature(window),
+        **_of_picture(window),
     }
-    for f in FOCALS:
-        yaw, pitch = (1 + (x / f) ** 2, x * y / f**2), (x * y / f**2, 1 + (y / f) ** 2)
-        found[f"turn {f}"] = columns(yaw, pitch, zoom, roll)
+    values = np.concatenate([np.ravel(found[group.name]) for group in GROUPS]).astype(np.float32)
+    assert values.shape == (NUM_FEATURES,)
+    return np.nan_to_num(values, nan=0.0, posinf=20.0, neginf=-20.0).clip(-20, 20)
+
+
+class _Window:
+    """What the groups of features share. scale: overall speed. place, flow [M, 2] and left [M, C]: of points, the mean
+    over their segments. best: the turn that explains most of the points."""
+
+    def __init__(self, seen: Segments, models: Fits, points: Points, aspect: float) -> None:
+        self.seen, self.models, self.points = seen, models, points
+        self.width, self.height = min(aspect, 1.0), min(1 / aspect, 1.0)
+        x, y = np.meshgrid(np.linspace(-1, 1, 7) * self.width, np.linspace(-1, 1, 7) * self.height)
+        grid = quadratic(np.stack([x, y], axis=-1).reshape(1, -1, 2))
+        modelled = (grid @ models.quadratic.model[:, None, :, None])[..., 0]
+        self.scale = float(np.sqrt((modelled**2).mean() * 2)) + SLOW
+        self.mean = models.quadratic.model.mean(axis=0)
+        self.place, self.flow = points.mean(seen.place), points.mean(seen.flow)
+        self.left = {name: points.mean(left) for name, left in models.left.items()}
+        weight = seen.weight / seen.weight.sum()
+        self.errors, self.errors_over_speed, self.errors_of_points = np.zeros((3, len(MODELS)))
+        for i, name in enumerate(MODELS):
+            error = np.linalg.norm(models.left[name], axis=2)
+            self.errors[i] = (weight * np.log1p((error / seen.noise) ** 2))[seen.good].sum()
+            self.errors_over_speed[i] = (weight * np.log1p((error / (0.08 * self.scale + 0.004)) ** 2))[seen.good].sum()
+            of_points = np.linalg.norm(self.left[name], axis=1) / points.noise
+            self.errors_of_points[i] = (points.weight * np.log1p(of_points**2)).sum()
+        turns = [MODELS.index(name) for name in TURNS]
+        self.best_of_segments = turns[int(self.errors[turns].argmin())]
+        self.best_of_points = turns[int(self.errors_of_points[turns].argmin())]
+        self.best = MODELS[self.best_of_points]
+
+    def quantiles(self, values: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
+        """Of one number for each point."""
+        return quantiles(values, self.points.weight, shares)
+
+    def again(self, design: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A model of what points kept over all their segments, to be added to that of the segments, and its errors."""
+        noise = np.hypot(self.points.noise, 0.02 * self.seen.typical.mean()) / np.sqrt(self.points.segments.clip(max=4))
+        found = fit(design[None], left[None], noise[None], np.ones((1, self.points.count), bool), rounds=6)
+        return found.model[0], found.error[0]
+
+
+def _of_means(window: _Window) -> dict[str, np.ndarray]:
+    whole, mean = window.models.quadratic, window.mean
+    error = np.sqrt((whole.error**2).sum(axis=0) / len(whole.error) ** 2 + 1e-12)
+    more, error_again = window.again(quadratic(window.place), window.left["quadratic"])
+    return {
+        "mean over speed": mean / window.scale,
+        "mean": np.arcsinh(mean / 0.03),
+        "mean over error": np.arcsinh(mean / error / 3),
+        "mean over speed, again": (mean + more) / window.scale,
+        "mean over error, again": np.arcsinh((mean + more) / error_again / 3),
+    }
+
+
+def _of_steps(steps: np.ndarray, segments: np.ndarray) -> dict[str, np.ndarray]:
+    """steps [S, 4], segments [K, 4]: sideways, downwards, zoom and roll."""
+    found = {}
+    for name, models in (("steps", steps), ("segments", segments)):
+        length, speed = np.abs(models).mean(axis=0), np.sqrt((models**2).sum(axis=1).mean())
+        found[f"length of {name}"] = length / (speed + SLOW)
+        found[f"spread of {name}"] = np.arcsinh(models.std(axis=0) / 0.02)
+        found[f"steadiness of {name}"] = np.abs(models.mean(axis=0)) / (length + SLOW)
     return found
 
 
-def _fit(design: np.ndarray, flow: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Coefficients [K, P] that most of the good flow [K, N, 2] follows."""
-    count, points = good.shape
-    flat = design.reshape(count, points * 2, -1)
-    target = flow.reshape(count, points * 2)
-    centre = np.stack([_median(flow[..., 0], good), _median(flow[..., 1], good)], axis=-1)
-    error = np.linalg.norm(flow - centre, axis=2)
-    ridge = 1e-4 * np.eye(flat.shape[2])
-    model = np.zeros((count, flat.shape[2]))
-    for _ in range(ROUNDS):
-        middle = _median(error, good)
-        weights = good / (1.0 + (error / (1.5 * middle + 0.3 * SOFT)) ** 2)
-        scaled = flat * np.repeat(weights, 2, axis=1)[..., None]
-        normal = scaled.transpose(0, 2, 1) @ flat + ridge
-        model = np.linalg.solve(normal, scaled.transpose(0, 2, 1) @ target[..., None])[..., 0]
-        error = np.linalg.norm((target - (flat @ model[..., None])[..., 0]).reshape(flow.shape), axis=2)
-    return model
+def _of_sizes(window: _Window, steps: np.ndarray, tracks: Tracks) -> dict[str, np.ndarray]:
+    seen = window.seen
+    followed = tracks.good.sum() / max(1, int((tracks.numbers >= 0).sum()) * tracks.good.shape[1])
+    sizes = [
+        np.log(window.scale),
+        np.log(np.sqrt((steps**2).sum(axis=1).mean()) + SLOW),
+        np.log(np.hypot(window.mean[0], window.mean[6]) + SLOW),
+        np.log(np.hypot(*steps.mean(axis=0)[:2]) + SLOW),
+        followed,
+        seen.good.sum(axis=1).mean() / 150,
+        window.height * window.width,
+        np.log(np.median(seen.pixels[seen.good])),
+        np.log(seen.weight.sum() / len(seen.good) + 1),
+    ]
+    return {"sizes": np.array(sizes)}
 
 
-def _median(values: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """[K, 1] medians over the good points of values [K, N], as `np.nanmedian` gives them, in a tenth of its time; NaN
-    where none is good."""
-    ordered = np.sort(np.where(good, values, np.inf), axis=1)
-    count = good.sum(axis=1, keepdims=True)
-    below, above = (np.take_along_axis(ordered, np.maximum(k, 0), axis=1) for k in ((count - 1) // 2, count // 2))
-    return np.where(count > 0, (below + above) / 2, np.nan)
-
-
-def _loss(error: np.ndarray, good: np.ndarray) -> float:
-    """Mean over the good points of a logarithm of the error, so that a few large ones count little."""
-    return float(np.log1p((error[good] / SOFT) ** 2).mean())
-
-
-def _errors(place: np.ndarray, flow: np.ndarray, good: np.ndarray, quadratic: np.ndarray) -> np.ndarray:
-    """[models] how much each leaves unexplained."""
-    losses = {"none": _loss(np.linalg.norm(flow, axis=2), good), "quadratic": _loss(quadratic, good)}
-    for name, design in _designs(place).items():
-        model = _fit(design, flow, good)
-        losses[name] = _loss(np.linalg.norm(flow - (design @ model[:, None, :, None])[..., 0], axis=2), good)
-    # Sideways: every point goes along one line, as far as its depth has it. Radial: towards or from the centre.
-    unit = flow / (np.linalg.norm(flow, axis=2, keepdims=True) + SOFT)
-    moments = np.einsum("kni,knj,kn->kij", unit, unit, good.astype(float))
-    across = np.linalg.eigh(moments)[1][:, :, 0]
-    losses["sideways"] = _loss(np.abs((flow * across[:, None]).sum(axis=2)), good)
-    away = place / (np.linalg.norm(place, axis=2, keepdims=True) + 1e-6)
-    losses["radial"] = _loss(np.abs(flow[..., 0] * away[..., 1] - flow[..., 1] * away[..., 0]), good)
-    return np.array([losses[name] for name in MODELS])
-
-
-def _along(
-    place: np.ndarray, flow: np.ndarray, left: np.ndarray, good: np.ndarray, mean: np.ndarray, scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """What is left over along and across the mean flow's direction, and how the former changes over the picture."""
-    way = mean / (np.linalg.norm(mean) + 1e-9)
-    along, across = left @ way, left @ np.array([-way[1], way[0]])
-    a, b = along[good] / scale, across[good] / scale
-    whole = (flow @ way)[good] / scale
-    size = np.abs(np.quantile(a, (0.1, 0.9))), np.abs(np.quantile(b, (0.1, 0.9)))
-    found = np.array(
+def _of_errors(window: _Window) -> dict[str, np.ndarray]:
+    seen, models = window.seen, window.models
+    number = MODELS.index
+    best = window.errors_of_points[window.best_of_points]
+    others = ("quadratic", "affine", "sideways and turns", "upright and turns", "sideways and roll", "upright and roll")
+    by_segments = np.linalg.norm(models.left["quadratic"], axis=2)[seen.good]
+    by_points = np.linalg.norm(window.left[window.best], axis=1)
+    shares = (0.25, 0.5, 0.75, 0.9)
+    left = [
+        np.log(quantiles(by_segments, seen.weight[seen.good], shares) + 0.001),
+        np.log((window.quantiles(by_points, shares) + 0.001) / window.scale),
+    ]
+    around = window.points.neighbours(window.place, window.left["quadratic"])
+    total = around.sum(axis=1)
+    noise = np.sqrt(around**2 @ window.points.noise**2) / total
+    surroundings = np.array(
         [
-            *np.quantile(a, (0.05, 0.15, 0.85, 0.95)).clip(-5, 5),
-            np.log((size[0].max() + 0.01) / (size[1].max() + 0.01)),
-            float((whole > 0.05).mean()),
-            float((whole < -0.05).mean()),
-            float(np.clip(np.std(whole.clip(-3, 3)), 0, 3)),
+            (
+                window.points.weight
+                * np.log1p((np.linalg.norm(around @ window.left[name], axis=1) / total / noise) ** 2)
+            ).sum()
+            for name in MODELS
         ]
     )
-    x, y = place[..., 0][good], place[..., 1][good]
-    signal = (flow @ way)[good].clip(-3 * scale, 3 * scale) / scale
-    return found, np.array([_correlation(signal, x), _correlation(signal, y)])
+    kept = [
+        number_
+        for name in (window.best, "affine")
+        for axis in (0, 1)
+        for number_ in _kept(seen, models.left[name][..., axis], window.scale)
+    ]
+    return {
+        "errors": window.errors,
+        "errors against the best turn's": window.errors - window.errors[window.best_of_segments],
+        "errors of points": window.errors_of_points,
+        "errors of points against the best turn's": window.errors_of_points - best,
+        "errors over speed": window.errors_over_speed,
+        "errors of surroundings": surroundings,
+        "errors of surroundings against the best turn's": surroundings - surroundings[window.best_of_points],
+        "best turn against others": np.array([best - window.errors_of_points[number(name)] for name in others]),
+        "left over": np.concatenate(left),
+        "kept from segment to segment": np.array(kept),
+        "focal lengths": np.log(
+            [FOCALS[number_ - number(TURNS[0])] for number_ in (window.best_of_segments, window.best_of_points)]
+        ),
+    }
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    return float((one * other).mean() / (one.std() * other.std() + 1e-6))
+def _kept(seen: Segments, left: np.ndarray, scale: float) -> tuple[float, float]:
+    """Correlation of what is left over [K, N] of the same point in segments that follow each other, and the root of
+    its covariance over the speed: parallax stays, errors do not."""
+    product_, square, total = 0.0, 0.0, 0.0
+    for k, n in pairwise(range(len(left))):
+        here, there = np.flatnonzero(seen.good[k]), np.flatnonzero(seen.good[n])
+        _, i, j = np.intersect1d(seen.numbers[k, here], seen.numbers[n, there], return_indices=True)
+        if len(i) < 3:
+            continue
+        i, j = here[i], there[j]
+        weight = np.minimum(seen.weight[k, i], seen.weight[n, j])
+        limit = np.minimum(0.5, 4 * seen.noise[k, i] + 0.3 * scale)
+        a, b = left[k, i].clip(-limit, limit), left[n, j].clip(-limit, limit)
+        product_ += float((weight * a * b).sum())
+        square += float((weight * (a * a + b * b) / 2).sum())
+        total += float(weight.sum())
+    return product_ / (square + 1e-9), float(np.sqrt(max(product_, 0.0) / (total + 1e-9))) / scale
 
 
-def _by_zone(
-    place: np.ndarray, flow: np.ndarray, good: np.ndarray, extent: tuple[float, float], mean: np.ndarray
-) -> np.ndarray:
-    """[2, zones] median flow of each part of the picture; the constant part of the model where nothing was seen."""
-    column = np.floor((place[..., 0] / extent[0] + 1) / 2 * ZONES).clip(0, ZONES - 1)
-    row = np.floor((place[..., 1] / extent[1] + 1) / 2 * ZONES).clip(0, ZONES - 1)
-    number = np.where(good, row * ZONES + column, -1)
+def _of_curvature(window: _Window) -> dict[str, np.ndarray]:
+    """The coefficient of xy in v, which a yaw alone has, and that in u, which a pitch alone has."""
+    place, scale = window.place, window.scale
+    values: dict[str, list[float]] = {name: [] for name in ("pooled", "error", "again", "error again", "flow", "with")}
+    for axis, name in ((1, "sideways and turns"), (0, "upright and turns")):
+        found = window.models.sideways if axis == 1 else window.models.upright
+        weight = 1 / (found.error[:, 4] ** 2 + 1e-8)
+        curvature = float((weight * found.model[:, 4]).sum() / weight.sum())
+        more, error_again = window.again(across(place, axis), window.left[name])
+        along = 1 - axis
+        straight = window.flow[:, along] - curvature * place[:, along] ** 2
+        middle = float(window.quantiles(straight, (0.5,))[0])
+        values["pooled"].append(curvature)
+        values["error"].append(float(1 / np.sqrt(weight.sum())))
+        values["again"].append(float(found.model[:, 4].mean() + more[4]))
+        values["error again"].append(float(error_again[4]))
+        values["flow"].append(middle)
+        turn = curvature * TYPICAL_FOCAL**2
+        whole = turn**2 + middle**2 + 0.003**2
+        values["with"] += [2 * turn * middle / whole, (turn**2 - middle**2) / whole]
+    pooled, error, again, error_again, flow, together = (np.array(numbers) for numbers in values.values())
+    return {
+        "curvature over speed": pooled * TYPICAL_FOCAL**2 / scale,
+        "curvature over error": np.arcsinh(pooled / error / 3),
+        "curvature over speed, again": again * TYPICAL_FOCAL**2 / scale,
+        "curvature over error, again": np.arcsinh(again / error_again / 3),
+        "flow without curvature": flow / scale,
+        "curvature with flow": together,
+    }
+
+
+def _of_picture(window: _Window) -> dict[str, np.ndarray]:
+    """How the flow of the points is spread over the picture, and how it is spread at all."""
+    flow, place, scale = window.flow, window.place, window.scale
+    total, weight, left = window.points.total, window.points.weight, window.left["quadratic"]
+    limited = flow.clip(-3 * scale, 3 * scale)
+    inside = (np.abs(place[:, 0]) < 0.4 * window.width) & (np.abs(place[:, 1]) < 0.5 * window.height)
+    middle = np.zeros(2)
+    if min(inside.sum(), (~inside).sum()) >= 3:
+        for axis in (0, 1):
+            parts = [float(quantiles(flow[part, axis], total[part], (0.5,))[0]) for part in (inside, ~inside)]
+            middle[axis] = (parts[0] - parts[1]) / scale
+    way = window.mean[[0, 6]] / (np.hypot(window.mean[0], window.mean[6]) + 1e-9)
+    along, across_ = np.abs(left @ way) / scale, np.abs(left @ np.array([-way[1], way[0]])) / scale
+    whole = flow @ way / scale
+    shares = (0.5, 0.8, 0.95)
+    return {
+        "flow": np.stack([window.quantiles(flow[:, axis], SHARES) for axis in (0, 1)]) / scale,
+        "left over by the quadratic": np.stack([window.quantiles(left[:, axis], SHARES) for axis in (0, 1)]) / scale,
+        "gradients": np.array([_correlation(limited[:, i], place[:, j], weight) for i in (0, 1) for j in (0, 1)]),
+        "middle against border": middle,
+        "along and across": np.concatenate(
+            [
+                window.quantiles(along, shares).clip(0, 5),
+                window.quantiles(across_, shares).clip(0, 5),
+                [(weight * (whole > 0.05)).sum(), (weight * (whole < -0.05)).sum()],
+            ]
+        ),
+        "zones": _by_zone(window, flow, window.mean[[0, 6]]) / scale,
+        "zones left over by the best turn": _by_zone(window, window.left[window.best], np.zeros(2)) / scale,
+    }
+
+
+def _correlation(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
+    one, other = one - (weight * one).sum(), other - (weight * other).sum()
+    return float((weight * one * other).sum() / (np.sqrt((weight * one**2).sum() * (weight * other**2).sum()) + 1e-6))
+
+
+def _by_zone(window: _Window, values: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """[2, zones] median of values [M, 2] in each part of the picture; `unseen` where there are too few points."""
+    place = window.place
+    column = np.floor((place[:, 0] / window.width + 1) / 2 * ZONES).clip(0, ZONES - 1)
+    row = np.floor((place[:, 1] / window.height + 1) / 2 * ZONES).clip(0, ZONES - 1)
+    number = row * ZONES + column
     found = np.zeros((2, ZONES * ZONES))
     for zone in range(ZONES * ZONES):
-        inside = flow[number == zone]
-        found[:, zone] = np.median(inside, axis=0) if len(inside) >= 3 else mean[[0, 6]]
+        inside = number == zone
+        for axis in (0, 1):
+            some = quantiles(values[inside, axis], window.points.total[inside], (0.5,))[0]
+            found[axis, zone] = some if inside.sum() >= 3 else unseen[axis]
     return found

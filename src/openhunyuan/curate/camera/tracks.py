@@ -1,8 +1,10 @@
 """Points of the picture followed over short segments of a clip: what the camera's motion is read from.
 
-Frames are grey, about `RATE` a second, with the longer side `SIDE` pixels. Every `STEPS` steps new points are chosen,
-the strongest corner of each cell of a grid, and followed by pyramidal Lucas-Kanade; a point counts as long as following
-it back leads to where it came from.
+Frames are grey, about `RATE` a second, with the longer side `SIDE` pixels. Points are followed by pyramidal
+Lucas-Kanade; a point counts as long as following it back leads to where it came from. Every `STEPS` steps a segment
+ends: points that are still followed go on into the next one under the same number, and each cell of a grid that has
+none gives its strongest corner. The errors of a point that is followed on mostly cancel from segment to segment, those
+of new points do not.
 """
 
 from __future__ import annotations
@@ -21,11 +23,20 @@ SIDE = 256
 STEPS = 4
 """Steps from frame to frame in a segment."""
 
-CELL = 14
+CELL = 12
 """Side of the cells of which each gives one point, in pixels."""
 
-CORNER = 2e-4
+CROWD = 2
+"""Points of one cell that go on into the next segment, those that are followed longest."""
+
+WINDOW = 11
+"""Side of the patch that is followed, in pixels."""
+
+CORNER = 1e-4
 """Least smaller eigenvalue of a corner (OpenCV's scale for pictures of 0..1)."""
+
+GRADIENT = 1e-5
+"""The same of a patch that Lucas-Kanade may follow."""
 
 BACK = 0.6
 """Pixels by which a point may miss its start when it is followed back."""
@@ -34,11 +45,15 @@ BACK = 0.6
 @dataclass(frozen=True)
 class Tracks:
     """points: float32 [K, STEPS+1, N, 2], x to the right and y down from the picture's centre, in halves of its longer
-    side. good: bool [K, STEPS, N], whether the point was followed to the end of that step. seconds: from one frame to
-    the next. aspect: width over height. Segment k covers the frames [4k, 4k+4] of those looked at."""
+    side. good: bool [K, STEPS, N], whether the point was followed to the end of that step. missed: float32
+    [K, STEPS, N], by how much following it back in that step missed, in the same unit as the points. numbers: int
+    [K, N], which point it is, the same from segment to segment; -1 where there is none. seconds: from one frame to the
+    next. aspect: width over height. Segment k covers the frames [4k, 4k+4] of those looked at."""
 
     points: np.ndarray
     good: np.ndarray
+    missed: np.ndarray
+    numbers: np.ndarray
     seconds: float
     aspect: float
 
@@ -47,20 +62,41 @@ class Tracks:
 
     def part(self, first: int, last: int) -> Tracks:
         """The segments [first, last)."""
-        return Tracks(self.points[first:last], self.good[first:last], self.seconds, self.aspect)
+        chosen = slice(first, last)
+        return Tracks(
+            self.points[chosen],
+            self.good[chosen],
+            self.missed[chosen],
+            self.numbers[chosen],
+            self.seconds,
+            self.aspect,
+        )
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """places [STEPS+1, N, 2] and missed [STEPS, N] in pixels; good [STEPS, N]; numbers [N]."""
+
+    places: np.ndarray
+    good: np.ndarray
+    missed: np.ndarray
+    numbers: np.ndarray
 
 
 class Tracker:
-    """Follows points through frames given one by one; memory grows by about 20 KB for a second of film."""
+    """Follows points through frames given one by one; memory grows by about 60 KB for a second of film."""
 
     def __init__(self) -> None:
         self.cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
         self.before: np.ndarray | None = None
         self.points = np.zeros((0, 2), np.float32)
         self.alive = np.zeros(0, bool)
-        self.segments: list[tuple[np.ndarray, np.ndarray]] = []
+        self.numbers = np.zeros(0, int)
+        self.chosen = 0
+        self.segments: list[_Segment] = []
         self.places: list[np.ndarray] = []
         self.good: list[np.ndarray] = []
+        self.missed: list[np.ndarray] = []
         self.size = (1, 1)
 
     def add(self, gray: np.ndarray) -> None:
@@ -85,26 +121,40 @@ class Tracker:
             while len(self.good) < STEPS:
                 self.places.append(self.places[-1])
                 self.good.append(np.zeros_like(self.alive))
+                self.missed.append(np.zeros(len(self.alive)))
             self._close()
         height, width = self.size
         half = max(height, width) / 2
         centre = np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
-        most = max((len(good[0]) for _, good in self.segments), default=0)
+        most = max((len(segment.numbers) for segment in self.segments), default=0)
         points = np.zeros((len(self.segments), STEPS + 1, most, 2), np.float32)
         kept = np.zeros((len(self.segments), STEPS, most), bool)
-        for k, (places, good) in enumerate(self.segments):
-            points[k, :, : places.shape[1]] = (places - centre) / half
-            kept[k, :, : good.shape[1]] = good
-        return Tracks(points, kept, seconds, width / height)
+        missed = np.zeros((len(self.segments), STEPS, most), np.float32)
+        numbers = np.full((len(self.segments), most), -1)
+        for k, segment in enumerate(self.segments):
+            count = len(segment.numbers)
+            points[k, :, :count] = (segment.places - centre) / half
+            kept[k, :, :count] = segment.good
+            missed[k, :, :count] = segment.missed / half
+            numbers[k, :count] = segment.numbers
+        return Tracks(points, kept, missed, numbers, seconds, width / height)
 
     def _choose(self, gray: np.ndarray) -> None:
-        self.points = corners(gray, self.cv2)
+        grid = _Grid(*gray.shape[:2])
+        old = np.flatnonzero(self.alive)
+        old = old[grid.uncrowded(self.points[old], self.numbers[old])]
+        new = corners(gray, grid, self.cv2)
+        new = new[~np.isin(grid.cells(new), grid.cells(self.points[old]))]
+        self.points = np.concatenate([self.points[old], new])
+        self.numbers = np.concatenate([self.numbers[old], self.chosen + np.arange(len(new))])
+        self.chosen += len(new)
         self.alive = np.ones(len(self.points), bool)
-        self.places, self.good = [self.points], []
+        self.places, self.good, self.missed = [self.points], [], []
 
     def _follow(self, before: np.ndarray, now: np.ndarray) -> None:
+        missed = np.zeros(len(self.points))
         if len(self.points):
-            options = {"winSize": (15, 15), "maxLevel": 3}
+            options = {"winSize": (WINDOW, WINDOW), "maxLevel": 3, "minEigThreshold": GRADIENT}
             moved, found, _ = self.cv2.calcOpticalFlowPyrLK(before, now, self.points, None, **options)
             back, again, _ = self.cv2.calcOpticalFlowPyrLK(now, before, moved, None, **options)
             missed = np.linalg.norm(back - self.points, axis=1)
@@ -113,22 +163,46 @@ class Tracker:
             self.points = np.where(self.alive[:, None], moved, self.points).astype(np.float32)
         self.places.append(self.points)
         self.good.append(self.alive)
+        self.missed.append(missed)
 
     def _close(self) -> None:
-        self.segments.append((np.stack(self.places), np.stack(self.good)))
+        self.segments.append(_Segment(np.stack(self.places), np.stack(self.good), np.stack(self.missed), self.numbers))
 
 
-def corners(gray: np.ndarray, cv2: Any) -> np.ndarray:
+class _Grid:
+    """Cells of `CELL` pixels in the middle of a picture."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.rows, self.columns = height // CELL, width // CELL
+        self.top, self.left = (height - self.rows * CELL) // 2, (width - self.columns * CELL) // 2
+
+    def cells(self, points: np.ndarray) -> np.ndarray:
+        """int [N]: the cell of each point [N, 2], that nearest to it beyond the border."""
+        column = ((points[:, 0] - self.left) // CELL).clip(0, max(0, self.columns - 1))
+        row = ((points[:, 1] - self.top) // CELL).clip(0, max(0, self.rows - 1))
+        return (row * self.columns + column).astype(int)
+
+    def uncrowded(self, points: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """int: the points that stay when each cell keeps its `CROWD` lowest numbers, in the order of those."""
+        order = np.argsort(numbers, kind="stable")
+        cell = self.cells(points[order])
+        by_cell = np.argsort(cell, kind="stable")
+        first = np.searchsorted(cell[by_cell], cell[by_cell])
+        rank = np.empty(len(cell), int)
+        rank[by_cell] = np.arange(len(cell)) - first
+        return order[rank < CROWD]
+
+
+def corners(gray: np.ndarray, grid: _Grid, cv2: Any) -> np.ndarray:
     """float32 [N, 2]: the strongest corner of each cell that has one."""
-    rows, columns = gray.shape[0] // CELL, gray.shape[1] // CELL
+    rows, columns = grid.rows, grid.columns
     if rows == 0 or columns == 0:
         return np.zeros((0, 2), np.float32)
     strength = cv2.cornerMinEigenVal(gray, 5)
-    top, left = (gray.shape[0] - rows * CELL) // 2, (gray.shape[1] - columns * CELL) // 2
-    cells = strength[top : top + rows * CELL, left : left + columns * CELL]
+    cells = strength[grid.top : grid.top + rows * CELL, grid.left : grid.left + columns * CELL]
     cells = cells.reshape(rows, CELL, columns, CELL).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
     best = cells.argmax(axis=1)
     cell = np.flatnonzero(cells[np.arange(len(cells)), best] > CORNER)
-    y = cell // columns * CELL + best[cell] // CELL + top
-    x = cell % columns * CELL + best[cell] % CELL + left
+    y = cell // columns * CELL + best[cell] // CELL + grid.top
+    x = cell % columns * CELL + best[cell] % CELL + grid.left
     return np.stack([x, y], axis=1).astype(np.float32)
