@@ -63,9 +63,10 @@ CLIP_FPS = 8.5
 class Footage(Strict):
     """What is rendered: so many files of so many seconds, in squares."""
 
-    files: int = 12
+    files: int = 8
     seconds: float = 60.0
     side: int = 160
+    fps: float = 16.0
     shot_seconds: tuple[float, float] = (1.6, 2.4)
     seed: int = 700
 
@@ -89,6 +90,7 @@ def render_footage(folder: Path, spec: Footage) -> None:
                 video,
                 spec.seed + number,
                 spec.seconds,
+                spec.fps,
                 height=spec.side,
                 width=spec.side,
                 defects=PLANTED,

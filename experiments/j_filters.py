@@ -97,7 +97,7 @@ class Sizes(Strict):
 
 
 QUICK = Sizes(
-    pool=Pool(footage=Footage(files=1, seconds=20.0, side=96, shot_seconds=(1.3, 1.5)), frames=5),
+    pool=Pool(footage=Footage(files=1, seconds=20.0, side=96, fps=12.0, shot_seconds=(1.3, 1.5)), frames=5),
     steps=2,
     batch=2,
     held=2,
@@ -335,10 +335,11 @@ def _setup(sizes: Sizes, pool: dict[str, Any], hits: dict[str, Any]) -> list[str
         f"{name} {one['found']:.2f} ({one['wrong']:.2f}, {one['planted']:.0f} clips)" for name, one in hits.items()
     )
     return [
-        f"{footage.files} files of {footage.seconds:g} s of the world at {footage.side}×{footage.side}, shots of "
+        f"{footage.files} files of {footage.seconds:g} s of the world at {footage.side}×{footage.side} and {footage.fps:g} frames a second, shots of "
         f"{footage.shot_seconds[0]:g} to {footage.shot_seconds[1]:g} s, cuts, fades and dissolves, every second shot "
         f"spoiled in one way; {pool['shots']} shots were found. The pool has all spoiled ones, what they repeat, and "
-        f"{sizes.pool.clean_share:.2f} of the others: {total} clips, of them clean {counts[CLEAN]}, spoiled for {planted}.",
+        f"{sizes.pool.clean_share:.2f} of the others: {total} clips, {counts[CLEAN]} of them clean; spoiled for "
+        f"{planted}.",
         "The default plan of `recipes/curate.py` on this footage, once with all filters, once without each (`motion` "
         "with `frozen`; `overlay` with `text`); shots are always found, except in the arm that moves each clip of all "
         "filters by up to half its length over the cut beside it. Subtitles and borders are cropped.",
