@@ -63,7 +63,7 @@ CLIP_FPS = 8.5
 class Footage(Strict):
     """What is rendered: so many files of so many seconds, in squares."""
 
-    files: int = 8
+    files: int = 5
     seconds: float = 60.0
     side: int = 160
     fps: float = 16.0

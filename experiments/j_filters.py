@@ -335,8 +335,8 @@ def _setup(sizes: Sizes, pool: dict[str, Any], hits: dict[str, Any]) -> list[str
         f"{name} {one['found']:.2f} ({one['wrong']:.2f}, {one['planted']:.0f} clips)" for name, one in hits.items()
     )
     return [
-        f"{footage.files} files of {footage.seconds:g} s of the world at {footage.side}×{footage.side} and {footage.fps:g} frames a second, shots of "
-        f"{footage.shot_seconds[0]:g} to {footage.shot_seconds[1]:g} s, cuts, fades and dissolves, every second shot "
+        f"{footage.files} files of {footage.seconds:g} s of the world, {footage.side}×{footage.side} at "
+        f"{footage.fps:g} frames a second, shots of {footage.shot_seconds[0]:g} to {footage.shot_seconds[1]:g} s, cuts, fades and dissolves, every second shot "
         f"spoiled in one way; {pool['shots']} shots were found. The pool has all spoiled ones, what they repeat, and "
         f"{sizes.pool.clean_share:.2f} of the others: {total} clips, {counts[CLEAN]} of them clean; spoiled for "
         f"{planted}.",
