@@ -54,8 +54,8 @@ MEASURES = tuple(m for m in PLAN.measures if m.name in ("border", "motion", "blu
 """What generated clips are looked at with."""
 BORDER = 0.02
 """Share of the picture from which bars count."""
-LOOKED_AT = 160
-"""Side to which generated clips are enlarged for the measures, that of the footage."""
+LOOKED_AT = 128
+"""Side to which generated clips are enlarged for the measures."""
 CLIP_FPS = 8.5
 """Frames a second of a generated clip: its 17 frames stand for a shot of two seconds."""
 
