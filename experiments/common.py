@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WORK = Path("runs/experiments")
 PAGES = Path("docs/results/experiments")
+ELSEWHERE = {"j-filters": "filters"}
+"""Experiments whose page lies beside the folder of the others, and its name there."""
 SEEDS = (0, 1, 2)
 REPRODUCED, PARTLY, NOT = "reproduced", "partly reproduced", "not reproduced"
 
@@ -92,6 +94,11 @@ def begin(letter: str, name: str, doc: str | None, argv: Sequence[str] | None = 
     return Study(letter, name, args.work, tuple(args.seeds), args.quick, pages)
 
 
+def page_of(slug: str, pages: Path = PAGES) -> Path:
+    """Where the page of an experiment lies."""
+    return pages.parent / f"{ELSEWHERE[slug]}.md" if slug in ELSEWHERE else pages / f"{slug}.md"
+
+
 def command(letter: str, name: str) -> str:
     return f"python -m experiments.{letter}_{name.replace('-', '_')}"
 
@@ -116,8 +123,8 @@ class Page:
 def write_page(study: Study, page: Page) -> Path:
     """Write the page and its picture; returns the page's path. Its command names what decides the numbers, not where
     files lay."""
-    study.pages.mkdir(parents=True, exist_ok=True)
-    path = study.pages / f"{study.slug}.md"
+    path = study.pages / f"{study.slug}.md" if study.quick else page_of(study.slug, study.pages)
+    path.parent.mkdir(parents=True, exist_ok=True)
     smallest = " (the smallest form, whose numbers mean nothing)" if study.quick else ""
     seeds = ", ".join(map(str, study.seeds))
     said = command(study.letter, study.name)
@@ -132,7 +139,7 @@ def write_page(study: Study, page: Page) -> Path:
     ]
     if page.figure is not None:
         page.figure.savefig(path.with_suffix(".png"), dpi=90)
-        lines.append(f"![{page.caption}]({study.slug}.png)")
+        lines.append(f"![{page.caption}]({path.stem}.png)")
         lines.append(page.caption)
     lines += [
         "## What decides",

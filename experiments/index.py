@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from experiments.common import PAGES, command, table
+from experiments.common import PAGES, command, page_of, table
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
 
@@ -20,6 +20,7 @@ EXPERIMENTS: dict[tuple[str, str], str] = {
     ("g", "refiner"): "a bidirectional refiner over causal text states makes text guide better (§4.3)",
     ("h", "captions"): "captions with dropout and permutation make short and shuffled prompts work (§3.2)",
     ("i", "balance"): "cost-balanced, token-weighted batches against a random bucket a process (§4.5)",
+    ("j", "filters"): "what the curation filters leave trains a better model, and each of them helps (§3.1)",
 }
 """(letter, name) → what is claimed. The module is ``experiments.LETTER_NAME``."""
 INTRODUCTION = """# Experiments
@@ -51,9 +52,9 @@ def index(pages: Path = PAGES) -> str:
     """The list; an experiment without a page has not been run."""
     rows = [["experiment", "claim", "verdict"]]
     for (letter, name), claim in EXPERIMENTS.items():
-        page = pages / f"{letter}-{name}.md"
+        page = page_of(f"{letter}-{name}", pages)
         if page.exists():
-            rows.append([f"[{letter}. {name}]({pages.name}/{page.name})", claim, f"**{verdict(page)}**"])
+            rows.append([f"[{letter}. {name}]({page.relative_to(pages.parent)})", claim, f"**{verdict(page)}**"])
         else:
             rows.append([f"{letter}. {name}", claim, f"not run; `{command(letter, name)}`"])
     return "\n\n".join((INTRODUCTION, table(rows), END)) + "\n"

@@ -210,8 +210,13 @@ def decoded(latents: Tensor) -> list[Frames]:
 
 
 def aligned(latents: Tensor, scenes: Sequence[Scene], names: Sequence[str] = ()) -> dict[str, float]:
-    """Share of the samples that show each attribute as asked, and ``all`` of them; ``names``: only these."""
-    found = [measure(clip).correct(scene) for clip, scene in zip(decoded(latents), scenes, strict=True)]
+    """``shares_right`` of the decoded latents."""
+    return shares_right(decoded(latents), scenes, names)
+
+
+def shares_right(clips: Sequence[Frames], scenes: Sequence[Scene], names: Sequence[str] = ()) -> dict[str, float]:
+    """Share of the clips that show each attribute as asked, and ``all`` of them; ``names``: only these."""
+    found = [measure(clip).correct(scene) for clip, scene in zip(clips, scenes, strict=True)]
     kept = [{k: v for k, v in one.items() if not names or k in names} for one in found]
     shares = {name: float(np.mean([one[name] for one in kept])) for name in kept[0]}
     return shares | {"all": float(np.mean([all(one.values()) for one in kept]))}
