@@ -71,7 +71,8 @@ def find_parts(path: Path) -> Parts | None:
     if not path.is_dir():
         return None
     if (path / "model.json").is_file():
-        return Parts("openhunyuan", path, *(_own_or_above(path, part) for part in OWN_PARTS))
+        dit, vae, text, clip = (_own_or_above(path, part) for part in OWN_PARTS)
+        return Parts("openhunyuan", path, dit, vae, text, clip)
     if (path / "model_index.json").is_file():
         return _diffusers(path)
     return _official(path) or _comfyui(path)

@@ -112,15 +112,14 @@ def _buckets(
     folder: Path, shapes: Sequence[BatchShape], clips: int, camera_prob: float | None
 ) -> list[tuple[WorldBucket, Path]]:
     found: dict[Path, WorldBucket] = {}
-    said = {} if camera_prob is None else {"camera_prob": camera_prob}
     kind = "" if camera_prob is None else f"-camera{camera_prob:g}"
     for shape in shapes:
         name = f"{shape.num_frames}x{shape.height}x{shape.width}"
         # Every set has scenes of its own.
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-        spec = WorldBucket(
-            count=clips, num_frames=shape.num_frames, size=shape.height, width=shape.width, seed=seed, **said
-        )
+        spec = WorldBucket(count=clips, num_frames=shape.num_frames, size=shape.height, width=shape.width, seed=seed)
+        if camera_prob is not None:
+            spec = spec.model_copy(update={"camera_prob": camera_prob})
         found[folder / f"{name}-{clips}{kind}"] = spec
     for still in (True, False):
         of_kind = [s for s in shapes if (s.num_frames == 1) is still]
