@@ -48,8 +48,8 @@ def signed_slopes(gray: np.ndarray) -> np.ndarray:
     x = cv2.Sobel(gray, cv2.CV_32F, 1, 0, scale=0.25)
     y = cv2.Sobel(gray, cv2.CV_32F, 0, 1, scale=0.25)
     slopes = np.empty((4, *x.shape), np.float32)
-    for plane, slope in zip(slopes, (x, -x, y, -y), strict=True):
-        np.maximum(slope, np.float32(0), out=plane)
+    for plane, slope in enumerate((x, -x, y, -y)):
+        slopes[plane] = np.maximum(slope, 0)
     return slopes
 
 
