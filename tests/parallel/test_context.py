@@ -105,7 +105,7 @@ def test_layouts_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None
         UserError, match=r"6 processes cannot work on the same samples in groups of 4 .* ulysses 2 × ring 2"
     ):
         make_mesh(Layout(ulysses=2, ring=2), World(0, 6), "cpu")
-    with pytest.raises(UserError, match=r"1 processes cannot work on the same samples in groups of 2"):
+    with pytest.raises(UserError, match=r"1 process cannot work on the same samples in groups of 2"):
         trainer(data, tmp_path / "run", Layout(ring=2))
     with pytest.raises(UserError, match=r"8 processes cannot make 3 equal replicas of groups of 2; choose a .* 4"):
         make_mesh(Layout(ring=2, replicas=3), World(0, 8), "cpu")
