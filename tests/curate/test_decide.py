@@ -17,6 +17,7 @@ from openhunyuan.curate.duplicates import (
     described,
     duplicates_of,
     event_correlation,
+    look_distance,
     same,
 )
 from openhunyuan.curate.measures.fingerprint import MOMENTS, THUMB
@@ -129,6 +130,24 @@ def test_where_little_changes_the_picture_says_more_than_the_event() -> None:
     assert same(one, again, config)
     assert not same(one, described(Candidate("", seen(2, backwards=True), ())), config)
     assert not same(one, described(Candidate("", seen(2, lighter=16.0), ())), config)
+
+
+def test_close_pictures_need_less_of_the_event() -> None:
+    y, x = np.mgrid[0:THUMB, 0:THUMB]
+
+    def seen(seed: int, hue: float = 0.0) -> np.ndarray:
+        noise = np.random.default_rng(seed).normal(0, 3.4, (MOMENTS, THUMB, THUMB, 3))
+        move = np.stack([20.0 * (np.hypot(y - 8, x - 2 - 0.8 * t) < 3) for t in range(MOMENTS)])[..., None]
+        tint = np.where(x < 10, hue, 0.0)[None, ..., None] * np.array([0.0, 1.0, 0.0])
+        return (np.array([40.0, 0.0, 0.0]) + move + noise + tint).astype(np.float32)
+
+    one, again, tinted = (described(Candidate("", seen(*of), ())) for of in ((1,), (2,), (2, 4.5)))
+    config = Duplicates()
+    assert min(one.energy, again.energy) > FAINT
+    assert config.close_event < event_correlation(one.change, again.change) < config.event
+    assert same(one, again, config)
+    assert config.close_look < look_distance(one.mean, tinted.mean, 0.75) < config.look
+    assert not same(one, tinted, config)
 
 
 def test_groups_are_found_again_and_large_groups_weigh_less() -> None:

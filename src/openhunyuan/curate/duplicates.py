@@ -51,6 +51,10 @@ class Duplicates(Record):
 
     look: float = Field(default=4.0, gt=0, description="Largest distance (Lab) of mean pictures, worst quarter out.")
     event: float = Field(default=0.95, gt=0, le=1, description="Smallest correlation of the changes over time.")
+    close_event: float = Field(
+        default=0.91, gt=0, le=1, description="The same where the mean pictures are `close_look` apart at most."
+    )
+    close_look: float = Field(default=2.5, gt=0, description="Distance (Lab) of mean pictures that are close.")
     faint_event: float = Field(default=0.75, gt=0, le=1, description="The same where little changes.")
     alike_event: float = Field(
         default=0.5, gt=0, le=1, description="Where little changes, for clips whose pictures agree as stills must."
@@ -187,9 +191,14 @@ def same(one: Described, other: Described, config: Duplicates) -> bool:
                 if alike:
                     return True
                 continue
-            near = look_distance(one.mean, zoomed.mean, 0.75) <= config.look
-            event = (config.alike_event if alike else config.faint_event) if faint else config.event
-            if near and event_correlation(one.change, zoomed.change) >= event:
+            distance = look_distance(one.mean, zoomed.mean, 0.75)
+            if distance > config.look:
+                continue
+            if faint:
+                event = config.alike_event if alike else config.faint_event
+            else:
+                event = config.close_event if distance <= config.close_look else config.event
+            if event_correlation(one.change, zoomed.change) >= event:
                 return True
     return False
 
