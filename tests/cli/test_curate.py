@@ -63,7 +63,7 @@ def test_from_raw_footage_to_latents(
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_the_commands_as_they_are_documented(raw: Path, tmp_path: Path, engine: str) -> None:
-    """With the embedded model, at the length of short shots, and with either engine; manifests are those without one."""
+    """With the embedded model at the length of short shots, with either engine; manifests are those without one."""
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed; it comes with: pip install 'openhunyuan[ray]'")
     data, plain, runs = tmp_path / "data", tmp_path / "plain", tmp_path / "runs"
