@@ -103,11 +103,24 @@ def train(stage: str, runs_dir: Path, options: Options) -> Path:
         raise UserError("--decoder-only keeps an encoder that is there already: say whose with --from.")
     run_dir = runs_dir / (options.name or stage)
     check_unchanged(run_dir, origin.record)
+    _check_applies(stage, recipe, origin, options)
     if isinstance(recipe, VaeRecipe):
         if options.layout != ALONE or options.memory is not None:
             raise UserError(f"{stage} trains a VAE in one process; --memory and layouts are for stages on latents.")
         return _train_vae(stage, recipe, origin, run_dir, options)
     return _LatentRun(stage, recipe, origin, run_dir, options).train()
+
+
+def _check_applies(stage: str, recipe: Made, origin: Origin, options: Options) -> None:
+    """Refuse what would be given in vain."""
+    if options.camera_prob is not None and isinstance(recipe, VaeRecipe):
+        raise UserError(f"--camera-prob is for the stages on latents; {stage} draws the clips that its recipe says.")
+    if options.image_share is None:
+        return
+    if isinstance(recipe, VaeRecipe) or recipe.condition is not None:
+        raise UserError(f"{stage} says itself how first frames are given; leave --image-share out.")
+    if origin.condition is None or origin.dit is None or stage == "flow-image-256":
+        raise UserError(f"{stage} starts from weights that read no first frame; leave --image-share out.")
 
 
 def _record(stage: str, recipe: Made, origin: Origin, options: Options, data: dict[str, Any]) -> dict[str, Any]:
