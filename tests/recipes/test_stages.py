@@ -270,6 +270,18 @@ def test_how_often_the_camera_moves_and_a_first_frame_is_given(micro_scale, micr
     assert run_json(tmp_path, "flow-sft")["image_share"] == 0.25
 
 
+def test_rates_and_batches_of_one_s_own(micro_scale, micro_model_folder, tmp_path):
+    start = ["--from", str(micro_model_folder)]
+    assert go("flow-sft", tmp_path, *start, "--lr-scale", "0.1", "--global-batch", "3") == 0
+    run, own = run_json(tmp_path, "flow-sft"), STAGES["flow-sft"]("tiny")
+    assert isinstance(own, LatentRecipe)
+    for rate in ("lr", "muon_lr"):
+        assert run["train"]["optimizer"][rate] == pytest.approx(getattr(own.train.optimizer, rate) / 10)
+    assert run["recipe"]["global_batch"] == 3
+    lr = Options(lr_scale=0.5).recipe("vae").train.optimizer.lr
+    assert lr == pytest.approx(STAGES["vae"]("tiny").train.optimizer.lr / 2)
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +363,9 @@ def test_a_run_whose_parent_changed_is_not_gone_on_with(chain: Path, tmp_path: P
         (["vae", "--scale", "node"], "reads curated clips; give them with --data"),
         (["vae", "--decoder-only"], "say whose with --from"),
         (["flow-sft", "--from", "tiny", "--decoder-only"], "is for the stages of the VAE"),
+        (["vae", "--global-batch", "8"], "is for the stages on latents"),
+        (["tiny-image", "--lr-scale", "0.5"], "takes no --lr-scale"),
+        (["flow-sft", "--lr-scale", "0"], "it must be above 0"),
         (["vae", "--camera-prob", "0.5"], "is for the stages on latents"),
         (["vae", "--image-share", "0.5"], "says itself how first frames are given"),
         (["image-to-video", "--from", "tiny", "--image-share", "0.5"], "says itself how first frames are given"),

@@ -48,6 +48,15 @@ class TrainOptions(Record):
     steps: int | None = Field(
         None, ge=1, description="Training steps; default: the stage's own, and 300 for tiny-video with --data."
     )
+    lr_scale: float | None = Field(
+        None,
+        gt=0,
+        description="Stages: factor of the stage's learning rates. They are for young weights; to go on from finished "
+        "ones, 0.1 to 0.3.",
+    )
+    global_batch: int | None = Field(
+        None, ge=1, description="Stages on latents: samples of a step, over all processes; default: the stage's own."
+    )
     text_model: str | None = Field(
         None, description="flow-image-256: model whose text encoders captions go through; default at tiny: tiny."
     )
@@ -137,8 +146,8 @@ _MADE = {**RECIPES, **SMALL_NETWORKS}
 
 LAYOUT = ("tensor", "ulysses", "ring")
 STAGE_OPTIONS = (
-    "scale", "from_", "name", "text_model", "clips", "perceptual", "camera_prob", "decoder_only", "image_share",
-    "stored_texts", "memory", *LAYOUT,
+    "scale", "from_", "name", "lr_scale", "global_batch", "text_model", "clips", "perceptual", "camera_prob",
+    "decoder_only", "image_share", "stored_texts", "memory", *LAYOUT,
 )  # fmt: skip
 """What the embedded model's recipes do not take."""
 
@@ -295,6 +304,8 @@ def _chosen(options: TrainOptions) -> run_stage.Options:
         options.decoder_only,
         options.camera_prob,
         options.image_share,
+        options.lr_scale,
+        options.global_batch,
         options.processes,
     )
 

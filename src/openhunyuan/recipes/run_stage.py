@@ -78,6 +78,8 @@ class Options:
     decoder_only: bool = False
     camera_prob: float | None = None
     image_share: float | None = None
+    lr_scale: float | None = None
+    global_batch: int | None = None
     processes: int = 1
     """with memory: of the run that its micro-batches are found for, and kept, without starting it"""
 
@@ -88,6 +90,15 @@ class Options:
             if isinstance(made, LatentRecipe):
                 raise UserError(f"--decoder-only is for the stages of the VAE; {stage} trains a transformer.")
             made = made.model_copy(update={"loss": made.loss.model_copy(update={"decoder_only": True})})
+        if self.lr_scale is not None:
+            optimizer = made.train.optimizer
+            rates = {"lr": optimizer.lr * self.lr_scale, "muon_lr": optimizer.muon_lr * self.lr_scale}
+            train = made.train.model_copy(update={"optimizer": optimizer.model_copy(update=rates)})
+            made = made.model_copy(update={"train": train})
+        if self.global_batch is not None:
+            if isinstance(made, VaeRecipe):
+                raise UserError(f"--global-batch is for the stages on latents; {stage} has a batch for every size.")
+            made = made.model_copy(update={"global_batch": self.global_batch})
         return made if self.steps is None else shortened(made, self.steps)
 
 
