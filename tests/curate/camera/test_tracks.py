@@ -51,3 +51,36 @@ def test_cells_that_became_empty_get_new_points_and_none_is_crowded() -> None:
         right = pixels[:, 0] > 0.8 * SIDE  # where the picture comes in
         assert right.sum() > 10
     assert len(np.unique(tracks.numbers[tracks.numbers >= 0])) > tracks.numbers.shape[1]
+
+
+def test_three_measurements_are_more_exact_than_one(monkeypatch) -> None:
+    """On frames with grain, each with its own."""
+    rng = np.random.default_rng(5)
+    frames = [(f + rng.normal(0, 12, f.shape)).clip(0, 255).astype(np.uint8) for f in sliding(3 * STEPS + 1)]
+
+    def missed() -> float:
+        tracker = Tracker()
+        for frame in frames:
+            tracker.add(frame)
+        tracks = tracker.tracks(1 / 12)
+        way = (tracks.points[:, -1] - tracks.points[:, 0])[tracks.good[:, -1]] * SIDE / 2
+        return float(np.median(np.linalg.norm(way - [-2.0 * STEPS, 0], axis=1)))
+
+    settled = missed()
+    monkeypatch.setattr(Tracker, "_settle", lambda self, last: None)
+    assert settled < 0.9 * missed()
+
+
+def test_frames_without_corners_and_too_small_for_dense_flow_are_no_error() -> None:
+    for shape in ((144, 256), (32, 32), (33, 256)):
+        tracker = Tracker()
+        for _ in range(2 * STEPS + 1):
+            tracker.add(np.full(shape, 90, np.uint8))
+        assert not tracker.tracks(1 / 12).good.any()
+        textured = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+        tracker = Tracker()
+        for _ in range(2 * STEPS + 1):
+            tracker.add(textured)
+        tracks = tracker.tracks(1 / 12)
+        assert len(tracks) == 2 and np.isfinite(tracks.points).all()
+        assert np.abs(np.diff(tracks.points, axis=1)).max() * SIDE / 2 < 0.05

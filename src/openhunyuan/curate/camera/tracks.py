@@ -2,9 +2,11 @@
 
 Frames are grey, about `RATE` a second, with the longer side `SIDE` pixels. Points are followed by pyramidal
 Lucas-Kanade; a point counts as long as following it back leads to where it came from. Every `STEPS` steps a segment
-ends: points that are still followed go on into the next one under the same number, and each cell of a grid that has
-none gives its strongest corner. The errors of a point that is followed on mostly cancel from segment to segment, those
-of new points do not.
+ends: where each point came is then measured twice more, from the segment's first frame straight to its last, by
+Lucas-Kanade on a larger patch and by dense inverse search, and the middle one of the three counts. Points that are
+still followed go on into the next segment from there under the same number, and each cell of a grid that has none gives
+its strongest corner. The errors of a point that is followed on mostly cancel from segment to segment, those of new
+points do not.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ CROWD = 2
 
 WINDOW = 11
 """Side of the patch that is followed, in pixels."""
+
+STRAIGHT = 17
+"""The same from a segment's first frame straight to its last."""
 
 CORNER = 1e-4
 """Least smaller eigenvalue of a corner (OpenCV's scale for pictures of 0..1)."""
@@ -88,6 +93,8 @@ class Tracker:
 
     def __init__(self) -> None:
         self.cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
+        self.dense: Any = self.cv2.DISOpticalFlow_create(self.cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.first: np.ndarray | None = None  # frame of the segment
         self.before: np.ndarray | None = None
         self.points = np.zeros((0, 2), np.float32)
         self.alive = np.zeros(0, bool)
@@ -111,6 +118,7 @@ class Tracker:
         else:
             self._follow(self.before, gray)
             if len(self.good) == STEPS:
+                self._settle(gray)
                 self._close()
                 self._choose(gray)
         self.before = gray
@@ -150,6 +158,7 @@ class Tracker:
         self.chosen += len(new)
         self.alive = np.ones(len(self.points), bool)
         self.places, self.good, self.missed = [self.points], [], []
+        self.first = gray
 
     def _follow(self, before: np.ndarray, now: np.ndarray) -> None:
         missed = np.zeros(len(self.points))
@@ -164,6 +173,24 @@ class Tracker:
         self.places.append(self.points)
         self.good.append(self.alive)
         self.missed.append(missed)
+
+    def _settle(self, last: np.ndarray) -> None:
+        """Moves the points to the middle one of three measurements, x and y apart, and the places on their way by as
+        much of that as the segment had gone."""
+        chosen = np.flatnonzero(self.alive)
+        if self.first is None or not len(chosen):
+            return
+        start, end = self.places[0][chosen], self.points[chosen]
+        flags = self.cv2.OPTFLOW_USE_INITIAL_FLOW
+        options = {"winSize": (STRAIGHT, STRAIGHT), "maxLevel": 1, "minEigThreshold": GRADIENT, "flags": flags}
+        straight, found, _ = self.cv2.calcOpticalFlowPyrLK(self.first, last, start, end.copy(), **options)
+        straight = np.where(found == 1, straight, end)
+        flow = self.dense.calc(self.first, last, None)
+        flow = self.cv2.remap(flow, start[:, None, 0], start[:, None, 1], self.cv2.INTER_LINEAR)[:, 0]
+        change = np.zeros_like(self.points)
+        change[chosen] = np.median([end, straight, start + flow], axis=0) - end
+        self.places = [place + change * (i / STEPS) for i, place in enumerate(self.places)]
+        self.points = self.places[-1]
 
     def _close(self) -> None:
         self.segments.append(_Segment(np.stack(self.places), np.stack(self.good), np.stack(self.missed), self.numbers))
