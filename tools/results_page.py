@@ -259,7 +259,7 @@ class Inputs:
 def read_training(inputs: Inputs) -> tuple[list[Run], list[LatentSet], dict[str, Any]]:
     """Runs, encoded sets and the text models' report: from the runs' directories, and from the page before if kept."""
     runs = read_runs(inputs.runs_dir, inputs.unfinished or inputs.kept is not None)
-    latents = read_latents(inputs.latents)
+    latents = [] if inputs.kept and not inputs.latents.is_dir() else read_latents(inputs.latents)
     path = inputs.runs_dir / "tiny-text" / "report.json"
     if inputs.kept is None:
         return runs, latents, json.loads(_file(path, "what `openhunyuan train tiny-text` writes").read_text())
