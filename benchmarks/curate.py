@@ -12,7 +12,7 @@ time of that run. "clips/s per core" is clips made per second of processor time.
     shots            our split alone: the same detector, and fades
     default plan     all of `recipes.curate.PLAN`: hash, split, every measure, decisions, files
     shared subset    what data-juicer has too: shots, filters on size, duration and aspect, Farneback motion, files
-    data-juicer      its operators for that, run one after the other, as its default executor does
+    data-juicer      its operators for that, one after the other in one process, which is cheaper than its workers
 
 Memory is the highest resident size of a process that curates ten times as much footage, over that of the process that
 curates it once, both as the process itself reads it at its end (what its parent is told counts the parent's own memory

@@ -244,7 +244,7 @@ class Inputs:
     """Everything the page is made of; see ``main`` for the options they come from."""
 
     runs_dir: Path
-    latents: Path
+    latents: Path | None
     alignment: Path
     reconstruction: Path
     videos: Path | None
@@ -259,7 +259,9 @@ class Inputs:
 def read_training(inputs: Inputs) -> tuple[list[Run], list[LatentSet], dict[str, Any]]:
     """Runs, encoded sets and the text models' report: from the runs' directories, and from the page before if kept."""
     runs = read_runs(inputs.runs_dir, inputs.unfinished or inputs.kept is not None)
-    latents = [] if inputs.kept and not inputs.latents.is_dir() else read_latents(inputs.latents)
+    own = inputs.runs_dir / "tiny-latents"
+    nothing_new = inputs.kept is not None and inputs.latents is None and not own.exists()
+    latents = [] if nothing_new else read_latents(inputs.latents or own)
     path = inputs.runs_dir / "tiny-text" / "report.json"
     if inputs.kept is None:
         return runs, latents, json.loads(_file(path, "what `openhunyuan train tiny-text` writes").read_text())
@@ -376,7 +378,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.results_page", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--runs-dir", type=Path, default=Path("runs"), help="where the recipes ran")
-    add("--latents", type=Path, help="encoded latents; default: tiny-latents in the runs directory")
+    add(
+        "--latents",
+        type=Path,
+        help="encoded latents; default: tiny-latents in the runs directory; with --kept there may be none",
+    )
     add("--alignment", type=Path, required=True, help="JSON of `openhunyuan evaluate alignment`")
     add("--reconstruction", type=Path, required=True, help="JSON of `openhunyuan evaluate reconstruction`")
     add("--videos", type=Path, help="output folder of the alignment evaluation; default: found by itself")
@@ -388,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     inputs = Inputs(
         runs_dir=options.runs_dir,
-        latents=options.latents or options.runs_dir / "tiny-latents",
+        latents=options.latents,
         alignment=options.alignment,
         reconstruction=options.reconstruction,
         videos=options.videos,

@@ -152,6 +152,7 @@ def test_wall_time_is_of_work_and_not_of_pauses(inputs: Inputs, text: str) -> No
     vae = next(run for run in read_runs(inputs.runs_dir) if run.name == "tiny-vae")
     # 20 steps of 2 s each, and one second of closing validation; the pause of 500 s is not work
     assert [(s.name, s.steps, s.seconds) for s in vae.stage_times()] == [("first", 20, 40.0), ("second", 20, 41.0)]
+    assert inputs.latents is not None
     (latents,) = read_latents(inputs.latents)
     assert (latents.samples, latents.seconds) == (50, 150.0)
     runs = len(RECIPES) + 1
@@ -219,6 +220,12 @@ def test_a_page_is_written_again_from_what_the_one_before_kept(inputs: Inputs, t
     assert lines(text, f"| {last} | {last}: second")[0].split(" | ")[2] == "20"
     assert lines(page, "| probe mean") == lines(text, "| probe mean") != []
     assert len(lines(page, "| encoding | latents: ")) == len(lines(text, "| encoding | latents: ")) + 1
+    bare = replace(again, runs_dir=tmp_path / "bare", latents=None, page=tmp_path / "bare.md", kept=kept)
+    same = write_page(bare).read_text()  # nothing ran again
+    for start in ("| tiny-", "| encoding | latents: "):
+        assert lines(same, start) == lines(text, start) != []
+    with pytest.raises(UserError, match="no encoded latents"):  # asked for by name
+        write_page(replace(bare, latents=tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"record\.json is missing"):
         write_page(replace(again, page=tmp_path / "other.md", kept=tmp_path))
     assert not (tmp_path / "other.md").exists()

@@ -51,8 +51,8 @@ class TrainOptions(Record):
     lr_scale: float | None = Field(
         None,
         gt=0,
-        description="Stages: factor of the stage's learning rates. They are for young weights; to go on from finished "
-        "ones, 0.1 to 0.3.",
+        description="Stages: factor of the learning rates of what the stage makes (a discriminator keeps its own). "
+        "They are for young weights; finished ones need smaller ones.",
     )
     global_batch: int | None = Field(
         None, ge=1, description="Stages on latents: samples of a step, over all processes; default: the stage's own."
@@ -289,24 +289,24 @@ def _chosen(options: TrainOptions) -> run_stage.Options:
     from openhunyuan.recipes import run_stage
 
     return run_stage.Options(
-        options.scale,
-        options.from_,
-        Path(options.data) if options.data else None,
-        options.text_model,
-        options.steps,
-        options.clips,
-        options.perceptual,
-        options.stored_texts,
-        options.name,
-        pick_device(options.device),
-        _layout(options),
-        options.memory,
-        options.decoder_only,
-        options.camera_prob,
-        options.image_share,
-        options.lr_scale,
-        options.global_batch,
-        options.processes,
+        source=options.from_,
+        data=Path(options.data) if options.data else None,
+        device=pick_device(options.device),
+        layout=_layout(options),
+        scale=options.scale,
+        text_model=options.text_model,
+        steps=options.steps,
+        clips=options.clips,
+        perceptual=options.perceptual,
+        stored_texts=options.stored_texts,
+        name=options.name,
+        memory=options.memory,
+        decoder_only=options.decoder_only,
+        camera_prob=options.camera_prob,
+        image_share=options.image_share,
+        lr_scale=options.lr_scale,
+        global_batch=options.global_batch,
+        processes=options.processes,
     )
 
 
