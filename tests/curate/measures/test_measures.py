@@ -98,6 +98,9 @@ def test_bars_are_found_to_the_pixel_and_dark_scenes_have_none() -> None:
     one_sided = frames.copy()
     one_sided[:, :30] = 0
     assert measured(Border(), one_sided)["share"] == 0
+    dim = np.zeros_like(frames)  # dark stripes, most of them no brighter than a bar may be
+    dim[:, 20:-20] = np.where(np.arange(WIDTH) % 8 < 5, 9, 40)[:, None]
+    assert measured(Border(), dim)["box"] == pytest.approx([0, 20 / HEIGHT, 1, 1 - 20 / HEIGHT])
 
 
 def test_blur_widens_edges_and_contrast_does_not() -> None:

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
 
+BEGINS = 4.0
+"""Levels by which the picture is brighter than its bars where they end."""
+
 
 class Border(Measure):
     """The picture inside black bars.
@@ -21,7 +24,7 @@ class Border(Measure):
     """
 
     name: ClassVar[str] = "border"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     columns: ClassVar = ("share",)
 
     black: float = Field(default=14.0, ge=0, le=255, description="Level up to which a pixel counts as black.")
@@ -72,5 +75,7 @@ def _bar(x: np.ndarray, stage: Border) -> int:
     if rows == 0 or rows > stage.most * len(x):
         return 0
     inside = x[rows + 1 : rows + 1 + max(2, round(0.02 * len(x)))]
-    begins = np.mean(inside.max(axis=0) > stage.black) if inside.size else 0.0
+    # Brighter than the bar, not than what may be black: a dark picture begins too.
+    level = float(np.quantile(x[:rows], 0.99)) + BEGINS
+    begins = np.mean(inside.max(axis=0) > level) if inside.size else 0.0
     return rows if begins >= 0.7 else 0
