@@ -121,7 +121,9 @@ def _picture(frame: Any) -> Any:
     if isinstance(frame, av.VideoFrame):
         return frame
     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    return picture.reformat(format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG")
+    return picture.reformat(
+        format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG", threads=1
+    )
 
 
 def _x264(container: Any, rate: Fraction, height: int, width: int, crf: int, repeatable: bool, preset: str) -> Any:
@@ -210,11 +212,12 @@ def frame_to_rgb48(frame: Any, size: tuple[int, int] | None = None) -> np.ndarra
 
 
 def _full_range(frame: Any, size: tuple[int, int] | None) -> dict[str, Any]:
+    # One thread: starting several for every frame costs more processor time than the conversion.
     # 2 is "unspecified": untagged files are read as BT.709 from 720 lines up and BT.601 below, as players do.
     space = int(frame.colorspace)
     named = {1: "ITU709", 7: "SMPTE240M", 9: "BT2020", 10: "BT2020"}
     source = named.get(space, "ITU709" if space == 2 and frame.height >= 720 else "ITU601")
-    how: dict[str, Any] = {"src_colorspace": source, "dst_color_range": "JPEG"}
+    how: dict[str, Any] = {"src_colorspace": source, "dst_color_range": "JPEG", "threads": 1}
     return how if size is None else {**how, "width": size[0], "height": size[1], "interpolation": "AREA"}
 
 

@@ -87,7 +87,8 @@ class Frame:
         For scores that others define on it; a BT.709 source read as such gives other levels, and other flow.
         """
         cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
-        return cv2.cvtColor(upright(self.raw.to_ndarray(format="bgr24"), self.media.rotation), cv2.COLOR_BGR2GRAY)
+        bgr = self.raw.to_ndarray(format="bgr24", threads=1)
+        return cv2.cvtColor(upright(bgr, self.media.rotation), cv2.COLOR_BGR2GRAY)
 
     def vectors(self) -> np.ndarray | None:
         """The motion vectors that the codec stored for this frame, where they were asked for and it has some."""

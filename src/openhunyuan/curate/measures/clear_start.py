@@ -19,7 +19,7 @@ class ClearStart(Measure):
     """
 
     name: ClassVar[str] = "clear_start"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     columns: ClassVar = ("offset", "sharpness", "start_sharpness")
 
     share: float = Field(default=0.6, ge=0, le=1, description="A frame is clear from this share of the clip's median.")
@@ -53,4 +53,5 @@ class _Reader(Reader):
 def laplacian_variance(gray: np.ndarray) -> float:
     """Variance of the Laplacian of a grey picture, in levels squared."""
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
-    return float(cv2.Laplacian(gray, cv2.CV_32F).var())
+    _, deviation = cv2.meanStdDev(cv2.Laplacian(gray, cv2.CV_16S))
+    return float(deviation[0, 0]) ** 2

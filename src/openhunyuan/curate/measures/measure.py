@@ -84,7 +84,7 @@ class View:
 
     @cached_property
     def slopes(self) -> np.ndarray:
-        """float32 [4, h, w]: `lasting.signed_slopes` of `gray`."""
+        """int16 [4, h, w]: `lasting.signed_slopes` of `gray`."""
         return signed_slopes(self.gray)
 
     @cached_property

@@ -29,7 +29,7 @@ class Quality(Measure):
     """
 
     name: ClassVar[str] = "quality"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     columns: ClassVar = (
         "brightness",
         "contrast",
@@ -59,13 +59,13 @@ class _Reader(Reader):
         if not view.sample:
             return
         gray, rgb = view.gray, reduced(view.rgb, 160)
-        darkest, brightest = np.quantile(rgb.reshape(-1, 3), (0.005, 0.995), axis=0)
+        levels, ranges = histogram(gray), [quantiles(histogram(rgb, c), (0.005, 0.995)) for c in range(3)]
         self.rows.append(
             (
-                float(gray.mean()),
-                float((brightest - darkest).max()),
-                float((gray <= 4).mean()),
-                float((gray >= 251).mean()),
+                float(levels @ np.arange(256)) / gray.size,
+                float(max(brightest - darkest for darkest, brightest in ranges)),
+                float(levels[:5].sum()) / gray.size,
+                float(levels[251:].sum()) / gray.size,
                 colourfulness(rgb),
                 noise(gray),
                 blockiness(gray),
@@ -73,7 +73,8 @@ class _Reader(Reader):
         )
         small = view.small
         if self.before is not None:
-            self.frozen.append(float(np.abs(small.astype(np.int16) - self.before).mean()) < 0.05)
+            cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
+            self.frozen.append(cv2.norm(small, self.before, cv2.NORM_L1) / small.size < 0.05)
         self.before = small
         pixels = rgb.reshape(-1, 3)
         bins = (pixels.astype(np.int32) * COLOURS // 256) @ np.array([COLOURS**2, COLOURS, 1])
@@ -96,6 +97,20 @@ class _Reader(Reader):
         return row
 
 
+def histogram(picture: np.ndarray, channel: int = 0) -> np.ndarray:
+    """int64 [256]: how many pixels of a picture, uint8 [h, w] or [h, w, C], have each level."""
+    cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
+    return cv2.calcHist([picture], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def quantiles(levels: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
+    """Quantiles of pixels from their `histogram`, between two levels as `numpy.quantile` has them."""
+    reached = np.cumsum(levels)
+    place = np.asarray(shares) * (reached[-1] - 1)
+    low, high = (np.searchsorted(reached, whole, side="right") for whole in (np.floor(place), np.ceil(place)))
+    return low + (high - low) * (place - np.floor(place))
+
+
 def colourfulness(rgb: np.ndarray) -> float:
     """Hasler and Süsstrunk's measure: 0 for grey, about 100 for very colourful pictures."""
     r, g, b = (rgb[..., i].astype(np.float32) for i in range(3))
@@ -109,17 +124,19 @@ def noise(gray: np.ndarray) -> float:
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
     if min(gray.shape) < 3:
         return 0.0
-    passed = cv2.filter2D(gray, cv2.CV_32F, _NOISE)[1:-1, 1:-1]
-    return float(np.sqrt(np.pi / 2) / 6.0 * np.abs(passed).mean())
+    passed = cv2.filter2D(gray, cv2.CV_16S, _NOISE)[1:-1, 1:-1]
+    return float(np.sqrt(np.pi / 2) / 6.0 * cv2.norm(passed, cv2.NORM_L1) / passed.size)
 
 
 def blockiness(gray: np.ndarray) -> float:
     """Mean step across every eighth column and row over the mean step across all others; 1 without blocks."""
     if min(gray.shape) < 24:
         return 1.0
-    x = gray.astype(np.int16)
+    cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
     ratios = []
-    for steps in (np.abs(np.diff(x, axis=1)).mean(axis=0), np.abs(np.diff(x, axis=0)).mean(axis=1)):
+    for axis, count in enumerate(gray.shape):
+        one, other = (gray[:, 1:], gray[:, :-1]) if axis == 0 else (gray[1:], gray[:-1])
+        steps = cv2.reduce(cv2.absdiff(one, other), axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / count
         at = np.arange(1, len(steps) + 1) % 8 == 0
         ratios.append((float(steps[at].mean()) + 0.1) / (float(steps[~at].mean()) + 0.1))
     return float(np.mean(ratios))

@@ -82,12 +82,10 @@ class Standing:
 
     def features(self, left: float = 0.0, top: float = 0.0, right: float = 1.0, bottom: float = 1.0) -> np.ndarray:
         """float32 [8, h, w] for `MarkNet`; the box says which part of the picture it is, in shares."""
-        assert self.lasting.parts is not None
         mean = self.sum / (127.5 * self.count) - 1.0
         gray = self.gray / self.count
         spread = np.sqrt(np.maximum(self.squares / self.count - gray * gray, 0.0))
-        parts = self.lasting.parts
-        across, down = parts[0] - parts[1], parts[2] - parts[3]
+        across, down = self.lasting.across, self.lasting.down
         height, width = gray.shape
         x = left + (right - left) * (np.arange(width, dtype=np.float32) + 0.5) / width
         y = top + (bottom - top) * (np.arange(height, dtype=np.float32) + 0.5) / height
