@@ -182,11 +182,14 @@ def _duplicates(
                 original = next((d.duplicate_of for d in shot.defects if d.duplicate_of is not None), None)
                 identity[clip.id] = (name, shot.index if original is None else original)
                 kind[clip.id] = "original" if original is None else "near-duplicate"
+    copied = {
+        copy_name(Path(name), number, copy).name: (name, number, copy)
+        for name, truth in truths.items()
+        for number, copy in itertools.product(range(len(truth.shots)), COPIES)
+    }
     for clip in clips:
-        for name, truth in truths.items():
-            for number, copy in itertools.product(range(len(truth.shots)), COPIES):
-                if Path(clip.source).name == copy_name(Path(name), number, copy).name:
-                    identity[clip.id], kind[clip.id] = (name, number), copy
+        if found := copied.get(Path(clip.source).name):
+            identity[clip.id], kind[clip.id] = found[:2], found[2]
     ids = [clip.id for clip in clips if clip.id in identity and clip.id in thumbs]
     seen = [described(Candidate(i, thumbs[i], ())) for i in ids]
     config = PLAN.duplicates or Duplicates()
