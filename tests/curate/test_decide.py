@@ -17,7 +17,7 @@ from openhunyuan.curate.duplicates import (
     described,
     duplicates_of,
     event_correlation,
-    look_distance,
+    look_distances,
     same,
 )
 from openhunyuan.curate.measures.fingerprint import MOMENTS, THUMB
@@ -146,7 +146,7 @@ def test_close_pictures_need_less_of_the_event() -> None:
     assert min(one.energy, again.energy) > FAINT
     assert config.close_event < event_correlation(one.change, again.change) < config.event
     assert same(one, again, config)
-    assert config.close_look < look_distance(one.mean, tinted.mean, 0.75) < config.look
+    assert config.close_look < look_distances(one.mean, tinted.mean)[0] < config.look
     assert not same(one, tinted, config)
 
 

@@ -150,27 +150,34 @@ def near_pairs(means: Sequence[np.ndarray], limit: float) -> list[tuple[int, int
 
 @dataclass(frozen=True)
 class Described:
-    """A clip's mean thumbnail [S, S, 3], its changes over time [M, S, S, 3], and how large those are."""
+    """A clip's mean thumbnail [S, S, 3], its changes over time [M, S, S, 3], how large those are, and how much there is
+    to see in the mean (the largest spread of a channel, Lab)."""
 
     mean: np.ndarray
     change: np.ndarray
     energy: float
+    seen: float
 
     def mirrored(self) -> Described:
-        return Described(self.mean[:, ::-1], self.change[:, :, ::-1], self.energy)
-
-    def zoomed(self, factor: float) -> Described:
-        matrix = _resample(self.mean.shape[0], factor)
-        mean = np.einsum("ij,jkc,lk->ilc", matrix, self.mean, matrix)
-        change = np.einsum("ij,tjkc,lk->tilc", matrix, self.change, matrix)
-        return Described(mean, change, self.energy)
+        return Described(self.mean[:, ::-1], self.change[:, :, ::-1], self.energy, self.seen)
 
 
 def described(candidate: Candidate) -> Described:
     """What the comparison looks at."""
     mean = candidate.thumbs.mean(axis=0)
     change = _soft(candidate.thumbs - mean)
-    return Described(mean, change, float(np.sqrt((change**2).sum(axis=-1).mean())))
+    energy, seen = np.sqrt((change**2).sum(axis=-1).mean()), mean.reshape(-1, 3).std(axis=0).max()
+    return Described(mean, change, float(energy), float(seen))
+
+
+def zoomed(pictures: np.ndarray, factor: float) -> np.ndarray:
+    """Pictures [..., S, S, 3] magnified about their middle by `factor`."""
+    if factor == 1.0:
+        return pictures
+    side = pictures.shape[-2]
+    matrix = _resample(side, factor)
+    rows = matrix @ pictures.reshape(*pictures.shape[:-3], side, side * 3)
+    return matrix @ rows.reshape(pictures.shape)
 
 
 def same(one: Described, other: Described, config: Duplicates) -> bool:
@@ -180,36 +187,33 @@ def same(one: Described, other: Described, config: Duplicates) -> bool:
     if not still and min(one.energy, other.energy) < 0.4 * max(one.energy, other.energy):
         return False
     for variant in (other, other.mirrored()):
-        if look_distance(one.mean, variant.mean, 0.75) > 1.5 * config.look:
+        if look_distances(one.mean, variant.mean)[0] > 1.5 * config.look:
             continue
         for factor in _ZOOMS:
-            zoomed = variant if factor == 1.0 else variant.zoomed(factor)
+            distance, whole = look_distances(one.mean, zoomed(variant.mean, factor))
             # Pale pictures are all alike: the more there is to see, the more may differ.
-            seen = float(one.mean.reshape(-1, 3).std(axis=0).max())
-            alike = look_distance(one.mean, zoomed.mean, 1.0) <= min(config.still_look, 0.25 * seen)
-            if still:
-                if alike:
-                    return True
-                continue
-            distance = look_distance(one.mean, zoomed.mean, 0.75)
-            if distance > config.look:
+            alike = whole <= min(config.still_look, 0.25 * one.seen)
+            if still and alike:
+                return True
+            if still or distance > config.look:
                 continue
             if faint:
                 event = config.alike_event if alike else config.faint_event
             else:
                 event = config.close_event if distance <= config.close_look else config.event
-            if event_correlation(one.change, zoomed.change) >= event:
+            if event_correlation(one.change, zoomed(variant.change, factor)) >= event:
                 return True
     return False
 
 
-def look_distance(one: np.ndarray, other: np.ndarray, share: float) -> float:
-    """Mean distance (Lab) of two pictures [S, S, 3] over the nearest `share` of their cells, at one brightness."""
-    gap = one - other
+def look_distances(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Mean distance (Lab) of two pictures [S, S, 3], at one brightness: without the worst quarter of their cells, and
+    of all cells."""
+    gap = (one - other).reshape(-1, 3)
     # A brighter copy is a copy: up to four levels of lightness are taken out first.
-    gap = gap - np.array([np.clip(np.median(gap[..., 0]), -4.0, 4.0), 0.0, 0.0], np.float32)
-    cells = np.sort(np.linalg.norm(gap, axis=-1).ravel())
-    return float(cells[: max(1, round(share * len(cells)))].mean())
+    gap[:, 0] -= np.clip(np.median(gap[:, 0]), -4.0, 4.0)
+    cells = np.sort(np.sqrt((gap * gap).sum(axis=1)))
+    return float(cells[: max(1, round(0.75 * len(cells)))].mean()), float(cells.mean())
 
 
 def event_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -218,31 +222,35 @@ def event_correlation(one: np.ndarray, other: np.ndarray) -> float:
     The upper three quarters of the picture may speak for all of it: subtitles come and go in the rest.
     """
     moments, side = one.shape[:2]
-    x = one.reshape(moments, -1)
-    warped = np.einsum("wmn,nk->wmk", _warps(moments), other.reshape(moments, -1))
+    x, y = one.reshape(moments, -1), other.reshape(moments, -1)
+    warps, squares = _warps(moments)
     best = -1.0
     for width in (x.shape[1], x.shape[1] // side * round(0.75 * side)):  # rows come first: a prefix is the upper part
-        a, b = x[:, :width], warped[:, :, :width]
-        a, b = a - a.mean(axis=0), b - b.mean(axis=1, keepdims=True)
+        a, b = x[:, :width] - x[:, :width].mean(axis=0), y[:, :width]
+        size = float(np.linalg.norm(a))
         # The upper part speaks only where most of the change is in it.
-        if width < x.shape[1] and np.linalg.norm(a) < 0.6 * np.linalg.norm(x):
+        if width < x.shape[1] and size < 0.6 * np.linalg.norm(x):
             continue
-        sizes = np.linalg.norm(a) * np.linalg.norm(b, axis=(1, 2))
-        products = np.einsum("mk,wmk->w", a, b)
+        # Moves of time only mix moments, so that the products of moments say all of it.
+        products = warps @ (a @ b.T).ravel()
+        sizes = size * np.sqrt(np.maximum(squares @ (b @ b.T).ravel(), 0.0))
         best = max(best, float((products / np.maximum(sizes, 1e-9)).max()))
     return best
 
 
 @lru_cache
-def _warps(moments: int) -> np.ndarray:
-    """float32 [shifts, moments, moments]: the moments read at moved times, linearly, ends held."""
+def _warps(moments: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two float32 [shifts, moments × moments]: W, the moments read at moved times, linearly, ends held; and what gives
+    the square of the size of W y without its mean over time from the products of the moments of y."""
     matrices = np.zeros((len(_SHIFTS), moments, moments), np.float32)
     for matrix, (first, last) in zip(matrices, _SHIFTS, strict=True):
         times = np.clip(np.arange(moments) + np.linspace(first, last, moments), 0, moments - 1)
         low = np.minimum(times.astype(int), moments - 2)
         matrix[np.arange(moments), low] = 1 - (times - low)
         matrix[np.arange(moments), low + 1] += (times - low).astype(np.float32)
-    return matrices
+    centred = matrices - matrices.mean(axis=1, keepdims=True)
+    squares = centred.transpose(0, 2, 1) @ centred
+    return matrices.reshape(len(matrices), -1), squares.reshape(len(matrices), -1)
 
 
 def _soft(x: np.ndarray) -> np.ndarray:
@@ -254,6 +262,7 @@ def _soft(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, dtype=np.float32)
 
 
+@lru_cache
 def _resample(side: int, factor: float) -> np.ndarray:
     """[side, side]: a row of cells magnified about its middle by `factor`, linearly, ends held."""
     places = np.clip((np.arange(side) + 0.5 - side / 2) / factor + side / 2 - 0.5, 0, side - 1)
