@@ -71,7 +71,7 @@ class Crop(Record):
     subtitles: bool = Field(default=True, description="Crop subtitles away.")
     text: str = Field(default="text", description="The measure that says where they are.")
     keep: float = Field(default=0.8, gt=0, le=1, description="Least part of the picture that a subtitle crop leaves.")
-    margin: float = Field(default=0.012, ge=0, description="Distance from the text, as a share of the height.")
+    margin: float = Field(default=0.018, ge=0, description="Distance from the text, as a share of the height.")
     drops: bool = Field(default=True, description="Drop clips whose subtitles take more; else they stay uncropped.")
 
 
