@@ -9,18 +9,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.curate.clip import Clip, clip_id
 from openhunyuan.curate.concepts import Concepts, cluster
 from openhunyuan.curate.decide import Crop, Filter, decide, plan_crop, with_threshold
-from openhunyuan.curate.duplicates import (
-    FAINT,
-    STILL,
-    Candidate,
-    Duplicates,
-    described,
-    duplicates_of,
-    event_correlation,
-    look_distances,
-    same,
-)
-from openhunyuan.curate.measures.fingerprint import MOMENTS, THUMB
+from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.measures.motion import Motion
 
 MOVING = Filter(name="motion", score="motion.speed", at_least=1.0, reason="hardly moves")
@@ -80,74 +69,6 @@ def test_borders_and_subtitles_are_cropped_together() -> None:
     assert dropped is not None
     assert dropped.stage == "subtitles"
     assert plan_crop(clip, {"border": border}, Crop(border=False))[0] == (0, 0, 256, 144)
-
-
-def film(seed: int, gain: float = 1.0, mirrored: bool = False) -> np.ndarray:
-    """Thumbnails of a disc that wanders over a coloured ground, in Lab."""
-    rng = np.random.default_rng(seed)
-    ground, colour = rng.uniform([20, -40, -40], [50, 40, 40]), rng.uniform([60, -60, -60], [90, 60, 60])
-    start, way = rng.uniform(2, 9, 2), rng.uniform(-0.8, 0.8, 2)
-    y, x = np.mgrid[0:THUMB, 0:THUMB]
-    thumbs = np.empty((MOMENTS, THUMB, THUMB, 3))
-    for t in range(MOMENTS):
-        cover = np.clip(2.5 - np.hypot(y - start[0] - way[0] * t, x - start[1] - way[1] * t), 0, 1)[..., None]
-        thumbs[t] = ground * (1 - cover) + colour * cover
-    thumbs[..., 0] *= gain
-    return (thumbs[:, :, ::-1] if mirrored else thumbs).astype(np.float32)
-
-
-def test_duplicates_are_found_and_the_better_one_is_kept() -> None:
-    candidates = [Candidate(f"{seed}", film(seed), (1.0,)) for seed in range(12)]
-    candidates.append(Candidate("brighter", film(3, gain=1.04), (2.0,)))
-    candidates.append(Candidate("mirrored", film(5, mirrored=True), (0.0,)))
-    assert duplicates_of(candidates, Duplicates()) == {"3": "brighter", "mirrored": "5"}
-
-
-def test_the_same_ground_with_other_events_is_no_duplicate() -> None:
-    other = film(1).copy()
-    other = other[::-1].copy()  # the same places in the other order
-    found = duplicates_of([Candidate("a", film(1), ()), Candidate("b", other, ())], Duplicates())
-    assert found == {}
-
-
-def test_where_little_changes_the_picture_says_more_than_the_event() -> None:
-    rng = np.random.default_rng(3)
-    ground = rng.normal(0, 12, (THUMB, THUMB, 3)) + np.array([50.0, 0.0, 0.0])
-    y, x = np.mgrid[0:THUMB, 0:THUMB]
-    turns = 2 * np.pi * np.arange(MOMENTS) / MOMENTS
-    event = np.stack([np.hypot(y - 6 - 2 * np.sin(t), x - 6 - 2 * np.cos(t)) < 2.5 for t in turns])[..., None]
-
-    def seen(seed: int, backwards: bool = False, lighter: float = 0.0) -> np.ndarray:
-        noise = np.random.default_rng(seed).normal(0, 2.0, (MOMENTS, THUMB, THUMB, 3))
-        change = 4.0 * (event[::-1] if backwards else event)
-        corner = np.where((y < 6) & (x < 6), lighter, 0.0)[None, ..., None] * np.array([0.0, 1.0, 0.0])
-        return (ground + change + noise + corner).astype(np.float32)
-
-    one, again = described(Candidate("", seen(1), ())), described(Candidate("", seen(2), ()))
-    assert STILL < min(one.energy, again.energy) < FAINT
-    config = Duplicates()
-    assert config.alike_event < event_correlation(one.change, again.change) < config.faint_event
-    assert same(one, again, config)
-    assert not same(one, described(Candidate("", seen(2, backwards=True), ())), config)
-    assert not same(one, described(Candidate("", seen(2, lighter=16.0), ())), config)
-
-
-def test_close_pictures_need_less_of_the_event() -> None:
-    y, x = np.mgrid[0:THUMB, 0:THUMB]
-
-    def seen(seed: int, hue: float = 0.0) -> np.ndarray:
-        noise = np.random.default_rng(seed).normal(0, 3.4, (MOMENTS, THUMB, THUMB, 3))
-        move = np.stack([20.0 * (np.hypot(y - 8, x - 2 - 0.8 * t) < 3) for t in range(MOMENTS)])[..., None]
-        tint = np.where(x < 10, hue, 0.0)[None, ..., None] * np.array([0.0, 1.0, 0.0])
-        return (np.array([40.0, 0.0, 0.0]) + move + noise + tint).astype(np.float32)
-
-    one, again, tinted = (described(Candidate("", seen(*of), ())) for of in ((1,), (2,), (2, 4.5)))
-    config = Duplicates()
-    assert min(one.energy, again.energy) > FAINT
-    assert config.close_event < event_correlation(one.change, again.change) < config.event
-    assert same(one, again, config)
-    assert config.close_look < look_distances(one.mean, tinted.mean)[0] < config.look
-    assert not same(one, tinted, config)
 
 
 def test_groups_are_found_again_and_large_groups_weigh_less() -> None:

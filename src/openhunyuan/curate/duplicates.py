@@ -11,12 +11,13 @@ subtitles:
   picture, a picture cropped by a few per cent, and spans that begin or end a little earlier or later (a fade takes
   frames away).
 
-Every clip is compared with every other by one matrix product of the mean thumbnails; the rest runs on what is near.
+Every clip is compared with every other by one matrix product of the mean thumbnails, in blocks, so that memory does not
+grow with the pairs; the rest runs on what is near.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -36,7 +37,10 @@ STILL = 1.0
 FAINT = 2.5
 """The same below which little happens, and what happens is partly noise."""
 
-_BLOCK = 2048
+UNEVEN = 0.4
+"""Of two clips that are the same, the one in which less happens has at least this share of the other's change."""
+
+_BLOCK = 1 << 24  # numbers of a block of the matrix of all pairs
 _ZOOMS = (1.0, 1.07, 1 / 1.07)
 _SHIFTS = tuple(product((-0.8, -0.4, 0.0, 0.4, 0.8), repeat=2))  # moments by which start and end are moved
 
@@ -79,10 +83,11 @@ def duplicates_of(candidates: Sequence[Candidate], config: Duplicates) -> dict[s
         for i, j in alike_pairs([candidate.thumbs for candidate in candidates], config.cosine):
             groups.join(i, j)
     else:
-        seen = [described(candidate) for candidate in candidates]
-        for i, j in near_pairs([d.mean for d in seen], NEAR):
-            if not groups.joined(i, j) and same(seen[i], seen[j], config):
-                groups.join(i, j)
+        seen = described([candidate.thumbs for candidate in candidates])
+        for i, others in near_pairs(seen.mean, NEAR):
+            others = others[[not groups.joined(i, int(j)) for j in others]]
+            for j in others[same(seen, i, others, config)]:
+                groups.join(i, int(j))
     kept = {}
     for members in groups.members():
         best = max(members, key=lambda i: (candidates[i].worth, -i))
@@ -116,58 +121,79 @@ class _Groups:
         return list(groups.values())
 
 
-def alike_pairs(vectors: Sequence[np.ndarray], cosine: float) -> list[tuple[int, int]]:
+def alike_pairs(vectors: Sequence[np.ndarray], cosine: float) -> Iterator[tuple[int, int]]:
     """Pairs i < j of unit vectors [D] whose cosine is at least `cosine`."""
-    if len(vectors) < 2:
-        return []
-    x = np.stack(vectors).astype(np.float32)
-    pairs = []
-    for start in range(0, len(x), _BLOCK):
-        for i, j in zip(*np.nonzero(x[start : start + _BLOCK] @ x.T >= cosine - 1e-6), strict=True):
-            if start + i < j:
-                pairs.append((int(start + i), int(j)))
-    return pairs
+    x = np.stack(vectors).astype(np.float32) if len(vectors) else np.zeros((0, 1), np.float32)
+    for rows in _blocks(len(x)):
+        for i, j in zip(*np.nonzero(x[rows] @ x[rows.start :].T >= cosine - 1e-6), strict=True):
+            if i < j:
+                yield rows.start + int(i), rows.start + int(j)
 
 
-def near_pairs(means: Sequence[np.ndarray], limit: float) -> list[tuple[int, int]]:
-    """Pairs i < j whose pictures [S, S, 3], or one and the mirror of the other, are at most `limit` apart."""
-    if len(means) < 2:
-        return []
-    x = np.stack([m.ravel() for m in means]).astype(np.float32)
-    mirrored = np.stack([m[:, ::-1].ravel() for m in means]).astype(np.float32)
+def near_pairs(means: np.ndarray, limit: float) -> Iterator[tuple[int, np.ndarray]]:
+    """For each i, the j > i whose pictures are at most `limit` apart from its own, or from its mirror image.
+
+    means: [N, S, S, 3]. limit: root mean square over the cells.
+    """
+    x, mirrored = (m.reshape(len(means), -1).astype(np.float32) for m in (means, means[:, :, ::-1]))
     norms = (x**2).sum(axis=1)
-    most = limit**2 * means[0].shape[0] * means[0].shape[1]
-    pairs = []
-    for start in range(0, len(x), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        product_ = np.maximum(x[rows] @ x.T, x[rows] @ mirrored.T)
-        distance = norms[rows, None] + norms[None] - 2 * product_
-        for i, j in zip(*np.nonzero(distance <= most), strict=True):
-            if start + i < j:
-                pairs.append((int(start + i), int(j)))
-    return pairs
+    most = limit**2 * means.shape[1] * means.shape[2]
+    for rows in _blocks(len(x)):
+        later = slice(rows.start, None)
+        alike = np.maximum(x[rows] @ x[later].T, x[rows] @ mirrored[later].T)
+        near = norms[rows, None] + norms[None, later] - 2 * alike <= most
+        for i, row in enumerate(near):
+            yield rows.start + i, rows.start + i + 1 + np.flatnonzero(row[i + 1 :])
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """All rows of a matrix of `count` columns, a block of about `_BLOCK` numbers at a time."""
+    step = max(1, _BLOCK // max(count, 1))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 @dataclass(frozen=True)
 class Described:
-    """A clip's mean thumbnail [S, S, 3], its changes over time [M, S, S, 3], how large those are, and how much there is
-    to see in the mean (the largest spread of a channel, Lab)."""
+    """Of N clips: the mean thumbnail [N, S, S, 3], its changes over time [N, M, S, S, 3], how large those are [N], and
+    how much there is to see in the mean (the largest spread of a channel, Lab) [N]."""
 
     mean: np.ndarray
     change: np.ndarray
-    energy: float
-    seen: float
-
-    def mirrored(self) -> Described:
-        return Described(self.mean[:, ::-1], self.change[:, :, ::-1], self.energy, self.seen)
+    energy: np.ndarray
+    seen: np.ndarray
 
 
-def described(candidate: Candidate) -> Described:
-    """What the comparison looks at."""
-    mean = candidate.thumbs.mean(axis=0)
-    change = _soft(candidate.thumbs - mean)
-    energy, seen = np.sqrt((change**2).sum(axis=-1).mean()), mean.reshape(-1, 3).std(axis=0).max()
-    return Described(mean, change, float(energy), float(seen))
+def described(thumbs: Sequence[np.ndarray]) -> Described:
+    """What the comparison looks at, from thumbnails [M, S, S, 3] of each clip."""
+    x = np.stack(thumbs) if len(thumbs) else np.zeros((0, 1, 1, 1, 3), np.float32)
+    mean = x.mean(axis=1)
+    change = _soft(x - mean[:, None])
+    energy = np.sqrt((change**2).sum(axis=-1).mean(axis=(1, 2, 3)))
+    return Described(mean, change, energy, mean.std(axis=(1, 2)).max(axis=-1))
+
+
+def same(clips: Described, i: int, others: np.ndarray, config: Duplicates) -> np.ndarray:
+    """bool [n]: whether clip i shows the same as each of the others, int [n]."""
+    less, more = (pick(clips.energy[i], clips.energy[others]) for pick in (np.minimum, np.maximum))
+    still, faint = more < STILL, less < FAINT
+    even = still | (less >= UNEVEN * more)
+    found = np.zeros(len(others), bool)
+    for flip in (slice(None), slice(None, None, -1)):
+        mean = clips.mean[others][:, :, flip]
+        near = even & (look_distances(clips.mean[i], mean)[0] <= 1.5 * config.look)
+        for factor in _ZOOMS:
+            left = np.flatnonzero(near & ~found)
+            distance, whole = look_distances(clips.mean[i], zoomed(mean[left], factor))
+            # Pale pictures are all alike: the more there is to see, the more may differ.
+            alike = whole <= min(config.still_look, 0.25 * clips.seen[i])
+            found[left[still[left] & alike]] = True
+            event = np.where(distance <= config.close_look, config.close_event, config.event)
+            event = np.where(faint[left], np.where(alike, config.alike_event, config.faint_event), event)
+            open_ = ~still[left] & (distance <= config.look)
+            left, event = left[open_], event[open_]
+            change = zoomed(clips.change[others[left]][:, :, :, flip], factor)
+            found[left[event_correlations(clips.change[i], change) >= event]] = True
+    return found
 
 
 def zoomed(pictures: np.ndarray, factor: float) -> np.ndarray:
@@ -180,61 +206,38 @@ def zoomed(pictures: np.ndarray, factor: float) -> np.ndarray:
     return matrix @ rows.reshape(pictures.shape)
 
 
-def same(one: Described, other: Described, config: Duplicates) -> bool:
-    """Whether two clips show the same."""
-    still = max(one.energy, other.energy) < STILL
-    faint = min(one.energy, other.energy) < FAINT
-    if not still and min(one.energy, other.energy) < 0.4 * max(one.energy, other.energy):
-        return False
-    for variant in (other, other.mirrored()):
-        if look_distances(one.mean, variant.mean)[0] > 1.5 * config.look:
-            continue
-        for factor in _ZOOMS:
-            distance, whole = look_distances(one.mean, zoomed(variant.mean, factor))
-            # Pale pictures are all alike: the more there is to see, the more may differ.
-            alike = whole <= min(config.still_look, 0.25 * one.seen)
-            if still and alike:
-                return True
-            if still or distance > config.look:
-                continue
-            if faint:
-                event = config.alike_event if alike else config.faint_event
-            else:
-                event = config.close_event if distance <= config.close_look else config.event
-            if event_correlation(one.change, zoomed(variant.change, factor)) >= event:
-                return True
-    return False
-
-
-def look_distances(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Mean distance (Lab) of two pictures [S, S, 3], at one brightness: without the worst quarter of their cells, and
-    of all cells."""
-    gap = (one - other).reshape(-1, 3)
+def look_distances(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean distance (Lab) of a picture [S, S, 3] from others [..., S, S, 3], at one brightness: without the worst
+    quarter of the cells, and of all cells; both [...]."""
+    gap = (one - other).reshape(*other.shape[:-3], one.shape[0] * one.shape[1], 3)
     # A brighter copy is a copy: up to four levels of lightness are taken out first.
-    gap[:, 0] -= np.clip(np.median(gap[:, 0]), -4.0, 4.0)
-    cells = np.sort(np.sqrt((gap * gap).sum(axis=1)))
-    return float(cells[: max(1, round(0.75 * len(cells)))].mean()), float(cells.mean())
+    light = np.clip(np.median(gap[..., 0], axis=-1, keepdims=True), -4.0, 4.0)
+    squares = (gap[..., 0] - light) ** 2 + gap[..., 1] ** 2 + gap[..., 2] ** 2
+    cells = np.sort(np.sqrt(squares), axis=-1)
+    return cells[..., : max(1, round(0.75 * cells.shape[-1]))].mean(axis=-1), cells.mean(axis=-1)
 
 
-def event_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Best correlation of two changes over time [M, S, S, 3] over small moves of start and end.
+def event_correlations(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Best correlation of a change over time [M, S, S, 3] with each of others [n, M, S, S, 3] over small moves of start
+    and end: [n].
 
     The upper three quarters of the picture may speak for all of it: subtitles come and go in the rest.
     """
     moments, side = one.shape[:2]
-    x, y = one.reshape(moments, -1), other.reshape(moments, -1)
+    x, y = one.reshape(moments, -1), others.reshape(len(others), moments, one[0].size)
     warps, squares = _warps(moments)
-    best = -1.0
+    best = np.full(len(others), -1.0)
     for width in (x.shape[1], x.shape[1] // side * round(0.75 * side)):  # rows come first: a prefix is the upper part
-        a, b = x[:, :width] - x[:, :width].mean(axis=0), y[:, :width]
+        a, b = x[:, :width] - x[:, :width].mean(axis=0), y[:, :, :width]
         size = float(np.linalg.norm(a))
         # The upper part speaks only where most of the change is in it.
         if width < x.shape[1] and size < 0.6 * np.linalg.norm(x):
             continue
         # Moves of time only mix moments, so that the products of moments say all of it.
-        products = warps @ (a @ b.T).ravel()
-        sizes = size * np.sqrt(np.maximum(squares @ (b @ b.T).ravel(), 0.0))
-        best = max(best, float((products / np.maximum(sizes, 1e-9)).max()))
+        back = b.transpose(0, 2, 1)
+        products = (a @ back).reshape(len(y), moments**2) @ warps.T
+        sizes = size * np.sqrt(np.maximum((b @ back).reshape(len(y), moments**2) @ squares.T, 0.0))
+        best = np.maximum(best, (products / np.maximum(sizes, 1e-9)).max(axis=1))
     return best
 
 
