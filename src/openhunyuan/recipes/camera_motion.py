@@ -1,6 +1,6 @@
 """Trains the camera classifier on rendered scenes; everything is made here, from one seed, on a CPU.
 
-    python -m openhunyuan.recipes.camera_motion --clips 7500 --output camera.safetensors
+    python -m openhunyuan.recipes.camera_motion --clips 15000 --output camera.safetensors
 
 Clips are drawn evenly over the fourteen moves, and `NONE_SHARE` of them is none of these. Every clip counts eight
 times, mirrored and played backwards. The gate is calibrated on clips that the networks did not see: each fold is
@@ -28,7 +28,7 @@ from openhunyuan.curate.camera.tracks import Tracker
 from openhunyuan.tiny.camera_scenes import FPS, Split, render_clip
 
 NONE_SHARE = 0.15
-WIDTHS = (160, 96)
+WIDTHS = (256, 128)
 """Hidden layers of a network."""
 
 DROPOUT = 0.4
@@ -183,7 +183,7 @@ def train(examples: Examples, networks: int = 4, folds: int = 3, epochs: int = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m openhunyuan.recipes.camera_motion", description=__doc__)
-    parser.add_argument("--clips", type=int, default=7500)
+    parser.add_argument("--clips", type=int, default=15000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--output", type=Path, default=WEIGHTS)

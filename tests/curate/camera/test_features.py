@@ -9,8 +9,8 @@ from openhunyuan.curate.camera.tracks import STEPS, Tracks
 
 
 def seen(move, segments: int = 4, still: float = 0.0, seed: int = 0, error: float = 0.0) -> Tracks:
-    """Points whose flow is move(x, y, depth), followed with an error in pixels of which half is seen on the way back; a
-    share of them stands still, as a title does."""
+    """Points whose flow is move(x, y, depth), followed with an error in pixels, about which the measurements are
+    apart; a share of them stands still, as a title does."""
     rng = np.random.default_rng(seed)
     place = rng.uniform(-1, 1, (120, 2)) * np.array([1.0, 9 / 16])
     depth, fixed = rng.uniform(1, 4, 120), rng.random(120) < still
@@ -25,6 +25,7 @@ def seen(move, segments: int = 4, still: float = 0.0, seed: int = 0, error: floa
         np.stack(parts).astype(np.float32),
         np.ones((segments, STEPS, 120), bool),
         np.full((segments, STEPS, 120), error * PIXEL / 2, np.float32),
+        np.full((segments, 120), error * PIXEL, np.float32),
         np.tile(np.arange(120), (segments, 1)),
         1 / 12,
         16 / 9,
@@ -46,14 +47,15 @@ def trucking(speed: float = 0.2, error: float = 0.0) -> Tracks:
 
 
 def changed(tracks: Tracks, flips: str) -> Tracks:
-    points, missed, numbers = tracks.points.copy(), tracks.missed, tracks.numbers
+    points, missed, doubt, numbers = tracks.points.copy(), tracks.missed, tracks.doubt, tracks.numbers
     if "h" in flips:
         points[..., 0] *= -1
     if "v" in flips:
         points[..., 1] *= -1
     if "t" in flips:
         points, missed, numbers = points[::-1, ::-1].copy(), missed[::-1, ::-1], numbers[::-1]
-    return Tracks(points, tracks.good, missed, numbers, tracks.seconds, tracks.aspect)
+        doubt = doubt[::-1]
+    return Tracks(points, tracks.good, missed, doubt, numbers, tracks.seconds, tracks.aspect)
 
 
 def cut(tracks: Tracks, points: int) -> Tracks:
@@ -61,6 +63,7 @@ def cut(tracks: Tracks, points: int) -> Tracks:
         tracks.points[:, :, :points],
         tracks.good[:, :, :points],
         tracks.missed[:, :, :points],
+        tracks.doubt[:, :points],
         tracks.numbers[:, :points],
         tracks.seconds,
         tracks.aspect,
@@ -103,5 +106,5 @@ def test_nothing_is_said_where_nothing_can_be_followed() -> None:
     tracks = turning()
     assert features_of(cut(tracks, 4)) is None
     assert features_of(tracks.part(0, 0)) is None
-    lost = Tracks(tracks.points, np.zeros_like(tracks.good), tracks.missed, tracks.numbers, 1 / 12, 1.0)
+    lost = Tracks(tracks.points, np.zeros_like(tracks.good), tracks.missed, tracks.doubt, tracks.numbers, 1 / 12, 1.0)
     assert features_of(lost) is None

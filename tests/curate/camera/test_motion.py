@@ -21,10 +21,12 @@ def drifting(kinds: dict[str, np.ndarray], segments: int = 3) -> Tracks:
         place = path[k, -1]
     noise = rng.normal(size=path.shape) * 0.05 * PIXEL
     noise[:, :, kinds["marks"]] = 0
+    doubt = np.where(kinds["astray"], 3.0, 0.05) * PIXEL
     return Tracks(
         (path + noise).astype(np.float32),
         np.ones((segments, STEPS, 60), bool),
         np.full((segments, STEPS, 60), 0.05 * PIXEL, np.float32),
+        np.tile(doubt.astype(np.float32), (segments, 1)),
         np.tile(np.arange(60), (segments, 1)),
         1 / 12,
         16 / 9,
@@ -47,8 +49,19 @@ def test_marks_stay_where_all_stand() -> None:
     assert seen is not None and seen.good.all()
     nothing = np.zeros(60, bool)
     few = drifting({"marks": nothing, "astray": nothing})
-    few = Tracks(few.points, few.good & (np.arange(60) < POINTS - 1), few.missed, few.numbers, 1 / 12, 1.0)
+    few = Tracks(few.points, few.good & (np.arange(60) < POINTS - 1), few.missed, few.doubt, few.numbers, 1 / 12, 1.0)
     assert segments_of(few) is None
+
+
+def test_points_in_doubt_count_less() -> None:
+    nothing = np.zeros(60, bool)
+    tracks = drifting({"marks": nothing, "astray": nothing})
+    doubted = np.arange(60) % 2 == 0
+    tracks.doubt[:, doubted] = 1.5 * PIXEL
+    seen = segments_of(tracks)
+    assert seen is not None
+    assert np.median(seen.pixels[:, doubted]) > 2 * np.median(seen.pixels[:, ~doubted])
+    assert np.median(seen.weight[:, doubted]) < 0.7 * np.median(seen.weight[:, ~doubted])
 
 
 def test_a_fit_follows_the_trusted_and_exact_points_and_knows_its_error() -> None:

@@ -32,8 +32,10 @@ def test_points_keep_their_numbers_from_segment_to_segment() -> None:
             missed.append(np.linalg.norm(way - np.array([-2.0 * 3 * STEPS, 0])))
     assert np.median(missed) < 0.2 and np.quantile(missed, 0.9) < 0.8
     assert (tracks.missed[tracks.good] * SIDE / 2 < 0.6).all()
+    assert np.median(tracks.doubt[tracks.good[:, -1]]) * SIDE / 2 < 0.2
     part = tracks.part(1, 3)
-    assert len(part) == 2 and np.array_equal(part.numbers, tracks.numbers[1:])
+    assert len(part) == 2 and part.doubt.shape == part.numbers.shape
+    assert np.array_equal(part.numbers, tracks.numbers[1:])
 
 
 def test_cells_that_became_empty_get_new_points_and_none_is_crowded() -> None:
@@ -53,22 +55,25 @@ def test_cells_that_became_empty_get_new_points_and_none_is_crowded() -> None:
     assert len(np.unique(tracks.numbers[tracks.numbers >= 0])) > tracks.numbers.shape[1]
 
 
-def test_three_measurements_are_more_exact_than_one(monkeypatch) -> None:
+def test_three_measurements_are_more_exact_than_one_and_tell_where_they_are_wrong(monkeypatch) -> None:
     """On frames with grain, each with its own."""
     rng = np.random.default_rng(5)
     frames = [(f + rng.normal(0, 12, f.shape)).clip(0, 255).astype(np.uint8) for f in sliding(3 * STEPS + 1)]
 
-    def missed() -> float:
+    def missed() -> tuple[np.ndarray, np.ndarray]:
         tracker = Tracker()
         for frame in frames:
             tracker.add(frame)
         tracks = tracker.tracks(1 / 12)
-        way = (tracks.points[:, -1] - tracks.points[:, 0])[tracks.good[:, -1]] * SIDE / 2
-        return float(np.median(np.linalg.norm(way - [-2.0 * STEPS, 0], axis=1)))
+        followed = tracks.good[:, -1]
+        way = (tracks.points[:, -1] - tracks.points[:, 0])[followed] * SIDE / 2
+        return np.linalg.norm(way - [-2.0 * STEPS, 0], axis=1), tracks.doubt[followed]
 
-    settled = missed()
-    monkeypatch.setattr(Tracker, "_settle", lambda self, last: None)
-    assert settled < 0.9 * missed()
+    error, doubt = missed()
+    doubted = doubt > np.median(doubt)
+    assert np.median(error[doubted]) > 1.3 * np.median(error[~doubted])
+    monkeypatch.setattr(Tracker, "_settle", lambda self, last: np.zeros(len(self.points)))
+    assert np.median(error) < 0.9 * np.median(missed()[0])
 
 
 def test_frames_without_corners_and_too_small_for_dense_flow_are_no_error() -> None:

@@ -2,7 +2,7 @@
 
 A segment's flow is the displacement of its points over its seconds, placed half-way, in halves of the picture's longer
 side a second. How exact it is differs tenfold from point to point, and a quarter of the points went astray: what to
-expect of each is read from how far following it back missed, how jerky its way was, and how far from those around it.
+expect of each is read from how far the measurements of it are apart, and how far its way is from those around it.
 
 The flow of a turning or zooming camera is a quadratic function of the place in the picture, whatever the depth:
 
@@ -92,7 +92,7 @@ def segments_of(tracks: Tracks) -> Segments | None:
     """A segment is judged by how far its points came, as long as enough of them came to its end; None where no segment
     has enough points.
 
-    The numbers by which `pixels` and `trust` are expected were fitted to the points of 160 rendered training clips, by
+    The numbers by which `pixels` and `trust` are expected were fitted to the points of 90 rendered training clips, by
     least squares on the logarithm of the error and by logistic regression on whether it exceeds 1.5 pixels.
     """
     count, steps, points = tracks.good.shape
@@ -109,16 +109,14 @@ def segments_of(tracks: Tracks) -> Segments | None:
     start, end, good = way[:, 0], way[index, last], tracks.good[usable][index, last - 1]
     used = np.arange(1, steps + 1)[None, :, None] <= last[:, None, None]
     step = np.where(used, np.linalg.norm(np.diff(way, axis=1), axis=-1), 0).max(axis=1) / PIXEL
-    jerk = np.where(used[:, 1:], np.linalg.norm(np.diff(way, 2, axis=1), axis=-1), 0).max(axis=1) / PIXEL
-    missed = np.where(used, tracks.missed[usable], 0).max(axis=1) / PIXEL
+    doubt = np.where(last[:, None] == steps, tracks.doubt[usable] / PIXEL, 1.0)
     place, moved = (start + end) / 2, (end - start) / PIXEL
     typical = _median(np.linalg.norm(moved, axis=2), good)
     unmarked = good & ~((step < STANDING) & (typical[:, None] > 0.5))
     good = np.where((unmarked.sum(axis=1) >= POINTS)[:, None], unmarked, good)
-    apart = _apart(place, moved, 0.92 * (missed + 0.01) ** 0.42 * (jerk + 0.02) ** 0.17, typical, good)
-    error = np.exp(-0.154) * (missed + 0.01) ** 0.286 * (jerk + 0.02) ** 0.108 * (apart + 0.05) ** 0.353 - 0.02
-    error = np.maximum(error, 0.02)
-    odds = 0.105 * np.log(missed + 0.01) + 0.159 * np.log(jerk + 0.02) + 1.043 * np.log(apart + 0.05) - 0.833
+    apart = _apart(place, moved, 0.46 * (doubt + 0.02) ** 0.584, typical, good)
+    error = np.maximum(0.67 * (apart + 0.05) ** 0.547 * (doubt + 0.02) ** 0.301 - 0.02, 0.02)
+    odds = 0.777 * np.log(apart + 0.05) + 0.355 * np.log(doubt + 0.02) - 1.256
     trust = good * (1 - 1 / (1 + np.exp(-odds)))
     seconds = (tracks.seconds * last)[:, None]
     flow = moved * PIXEL / seconds[..., None]

@@ -3,10 +3,10 @@
 Frames are grey, about `RATE` a second, with the longer side `SIDE` pixels. Points are followed by pyramidal
 Lucas-Kanade; a point counts as long as following it back leads to where it came from. Every `STEPS` steps a segment
 ends: where each point came is then measured twice more, from the segment's first frame straight to its last, by
-Lucas-Kanade on a larger patch and by dense inverse search, and the middle one of the three counts. Points that are
-still followed go on into the next segment from there under the same number, and each cell of a grid that has none gives
-its strongest corner. The errors of a point that is followed on mostly cancel from segment to segment, those of new
-points do not.
+Lucas-Kanade on a larger patch and by dense inverse search. The middle one of the three counts, and how far they are
+apart tells how much of it to believe. Points that are still followed go on into the next segment from there under the
+same number, and each cell of a grid that has none gives its strongest corner. The errors of a point that is followed on
+mostly cancel from segment to segment, those of new points do not.
 """
 
 from __future__ import annotations
@@ -51,13 +51,16 @@ BACK = 0.6
 class Tracks:
     """points: float32 [K, STEPS+1, N, 2], x to the right and y down from the picture's centre, in halves of its longer
     side. good: bool [K, STEPS, N], whether the point was followed to the end of that step. missed: float32
-    [K, STEPS, N], by how much following it back in that step missed, in the same unit as the points. numbers: int
-    [K, N], which point it is, the same from segment to segment; -1 where there is none. seconds: from one frame to the
-    next. aspect: width over height. Segment k covers the frames [4k, 4k+4] of those looked at."""
+    [K, STEPS, N], by how much following it back in that step missed, in the same unit as the points. doubt: float32
+    [K, N], how far the three measurements of where it came are apart (the longest of the three distances, in the same
+    unit; 0 where it was not followed to the end). numbers: int [K, N], which point it is, the same from segment to
+    segment; -1 where there is none. seconds: from one frame to the next. aspect: width over height. Segment k covers
+    the frames [4k, 4k+4] of those looked at."""
 
     points: np.ndarray
     good: np.ndarray
     missed: np.ndarray
+    doubt: np.ndarray
     numbers: np.ndarray
     seconds: float
     aspect: float
@@ -72,6 +75,7 @@ class Tracks:
             self.points[chosen],
             self.good[chosen],
             self.missed[chosen],
+            self.doubt[chosen],
             self.numbers[chosen],
             self.seconds,
             self.aspect,
@@ -80,11 +84,12 @@ class Tracks:
 
 @dataclass(frozen=True)
 class _Segment:
-    """places [STEPS+1, N, 2] and missed [STEPS, N] in pixels; good [STEPS, N]; numbers [N]."""
+    """places [STEPS+1, N, 2], missed [STEPS, N] and doubt [N] in pixels; good [STEPS, N]; numbers [N]."""
 
     places: np.ndarray
     good: np.ndarray
     missed: np.ndarray
+    doubt: np.ndarray
     numbers: np.ndarray
 
 
@@ -118,8 +123,7 @@ class Tracker:
         else:
             self._follow(self.before, gray)
             if len(self.good) == STEPS:
-                self._settle(gray)
-                self._close()
+                self._close(self._settle(gray))
                 self._choose(gray)
         self.before = gray
 
@@ -130,7 +134,7 @@ class Tracker:
                 self.places.append(self.places[-1])
                 self.good.append(np.zeros_like(self.alive))
                 self.missed.append(np.zeros(len(self.alive)))
-            self._close()
+            self._close(np.zeros(len(self.alive)))
         height, width = self.size
         half = max(height, width) / 2
         centre = np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
@@ -138,14 +142,16 @@ class Tracker:
         points = np.zeros((len(self.segments), STEPS + 1, most, 2), np.float32)
         kept = np.zeros((len(self.segments), STEPS, most), bool)
         missed = np.zeros((len(self.segments), STEPS, most), np.float32)
+        doubt = np.zeros((len(self.segments), most), np.float32)
         numbers = np.full((len(self.segments), most), -1)
         for k, segment in enumerate(self.segments):
             count = len(segment.numbers)
             points[k, :, :count] = (segment.places - centre) / half
             kept[k, :, :count] = segment.good
             missed[k, :, :count] = segment.missed / half
+            doubt[k, :count] = segment.doubt / half
             numbers[k, :count] = segment.numbers
-        return Tracks(points, kept, missed, numbers, seconds, width / height)
+        return Tracks(points, kept, missed, doubt, numbers, seconds, width / height)
 
     def _choose(self, gray: np.ndarray) -> None:
         grid = _Grid(*gray.shape[:2])
@@ -174,12 +180,12 @@ class Tracker:
         self.good.append(self.alive)
         self.missed.append(missed)
 
-    def _settle(self, last: np.ndarray) -> None:
+    def _settle(self, last: np.ndarray) -> np.ndarray:
         """Moves the points to the middle one of three measurements, x and y apart, and the places on their way by as
-        much of that as the segment had gone."""
-        chosen = np.flatnonzero(self.alive)
+        much of that as the segment had gone. [N]: how far the three are apart."""
+        doubt, chosen = np.zeros(len(self.points)), np.flatnonzero(self.alive)
         if self.first is None or not len(chosen):
-            return
+            return doubt
         start, end = self.places[0][chosen], self.points[chosen]
         flags = self.cv2.OPTFLOW_USE_INITIAL_FLOW
         options = {"winSize": (STRAIGHT, STRAIGHT), "maxLevel": 1, "minEigThreshold": GRADIENT, "flags": flags}
@@ -187,13 +193,18 @@ class Tracker:
         straight = np.where(found == 1, straight, end)
         flow = self.dense.calc(self.first, last, None)
         flow = self.cv2.remap(flow, start[:, None, 0], start[:, None, 1], self.cv2.INTER_LINEAR)[:, 0]
+        ends = np.stack([end, straight, start + flow])
+        doubt[chosen] = np.linalg.norm(ends - np.roll(ends, 1, axis=0), axis=2).max(axis=0)
         change = np.zeros_like(self.points)
-        change[chosen] = np.median([end, straight, start + flow], axis=0) - end
+        change[chosen] = np.median(ends, axis=0) - end
         self.places = [place + change * (i / STEPS) for i, place in enumerate(self.places)]
         self.points = self.places[-1]
+        return doubt
 
-    def _close(self) -> None:
-        self.segments.append(_Segment(np.stack(self.places), np.stack(self.good), np.stack(self.missed), self.numbers))
+    def _close(self, doubt: np.ndarray) -> None:
+        self.segments.append(
+            _Segment(np.stack(self.places), np.stack(self.good), np.stack(self.missed), doubt, self.numbers)
+        )
 
 
 class _Grid:

@@ -21,7 +21,7 @@ class Camera(Measure):
     """
 
     name: ClassVar[str] = "camera"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs_time: ClassVar[bool] = True
     columns: ClassVar = ("still", "shake")
 
