@@ -61,6 +61,10 @@ def test_borders_and_subtitles_are_cropped_together() -> None:
     box, left = plan_crop(clip, {"text": {"subtitle_top": 0.85}}, Crop(margin=0.0))
     assert box == (0, 0, 256, 122)
     assert left == pytest.approx(122 / 144)
+    # Rows 118 and 117: with all of the margin only 115 of 144 would be left, less than 0.8; with half of it still too few.
+    box, left = plan_crop(clip, {"text": {"subtitle_top": 118 / 144}}, Crop(margin=0.018))
+    assert box == (0, 0, 256, 116) and left > 0.8
+    assert plan_crop(clip, {"text": {"subtitle_top": 117 / 144}}, Crop(margin=0.018))[0] == (0, 0, 256, 144)
     # Inside the bars, the same subtitle takes more of the picture than is allowed: nothing is cropped for it.
     box, left = plan_crop(clip, {"border": border, "text": {"subtitle_top": 0.6}}, Crop())
     assert box == (0, 18, 256, 126)

@@ -71,7 +71,11 @@ class Crop(Record):
     subtitles: bool = Field(default=True, description="Crop subtitles away.")
     text: str = Field(default="text", description="The measure that says where they are.")
     keep: float = Field(default=0.8, gt=0, le=1, description="Least part of the picture that a subtitle crop leaves.")
-    margin: float = Field(default=0.018, ge=0, description="Distance from the text, as a share of the height.")
+    margin: float = Field(
+        default=0.018,
+        ge=0,
+        description="Distance from the text, as a share of the height; half of it where else too little would be left.",
+    )
     drops: bool = Field(default=True, description="Drop clips whose subtitles take more; else they stay uncropped.")
 
 
@@ -166,7 +170,9 @@ def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int
     text = rows.get(crop.text)
     if not crop.subtitles or text is None or text["subtitle_top"] >= 1.0:
         return box, 1.0
-    bottom = min(box[3], int(np.floor((text["subtitle_top"] - crop.margin) * clip.height)))
+    far, near = (int(np.floor((text["subtitle_top"] - m) * clip.height)) for m in (crop.margin, crop.margin / 2))
+    enough = box[1] + int(np.ceil(crop.keep * (box[3] - box[1]) - 1e-6))
+    bottom = min(box[3], max(far, min(near, enough)))
     left = max(0.0, (bottom - box[1]) / max(1, box[3] - box[1]))
     if left < crop.keep - 1e-6:
         return box, left
