@@ -61,7 +61,7 @@ def test_borders_and_subtitles_are_cropped_together() -> None:
     box, left = plan_crop(clip, {"text": {"subtitle_top": 0.85}}, Crop(margin=0.0))
     assert box == (0, 0, 256, 122)
     assert left == pytest.approx(122 / 144)
-    # Rows 118 and 117: with all of the margin only 115 of 144 would be left, less than 0.8; with half of it still too few.
+    # From row 118, all of the margin would leave 115 of 144 rows, less than 0.8; from row 117, half of it too.
     box, left = plan_crop(clip, {"text": {"subtitle_top": 118 / 144}}, Crop(margin=0.018))
     assert box == (0, 0, 256, 116) and left > 0.8
     assert plan_crop(clip, {"text": {"subtitle_top": 117 / 144}}, Crop(margin=0.018))[0] == (0, 0, 256, 144)
