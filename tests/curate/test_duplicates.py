@@ -41,6 +41,13 @@ def test_duplicates_are_found_and_the_better_one_is_kept() -> None:
     assert duplicates_of(candidates, Duplicates()) == {"3": "brighter", "mirrored": "5"}
 
 
+def test_nothing_and_one_clip_have_no_duplicates() -> None:
+    for config in (Duplicates(), Duplicates(by="embedding")):
+        assert duplicates_of([], config) == {}
+        thumbs = film(1) if config.by == "fingerprint" else np.array([1.0, 0.0])
+        assert duplicates_of([Candidate("a", thumbs, ())], config) == {}
+
+
 def test_the_same_ground_with_other_events_is_no_duplicate() -> None:
     other = film(1).copy()
     other = other[::-1].copy()  # the same places in the other order

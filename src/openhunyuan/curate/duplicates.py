@@ -135,7 +135,8 @@ def near_pairs(means: np.ndarray, limit: float) -> Iterator[tuple[int, np.ndarra
 
     means: [N, S, S, 3]. limit: root mean square over the cells.
     """
-    x, mirrored = (m.reshape(len(means), -1).astype(np.float32) for m in (means, means[:, :, ::-1]))
+    size = means.shape[1] * means.shape[2] * means.shape[3]
+    x, mirrored = (m.reshape(len(means), size).astype(np.float32) for m in (means, means[:, :, ::-1]))
     norms = (x**2).sum(axis=1)
     most = limit**2 * means.shape[1] * means.shape[2]
     for rows in _blocks(len(x)):

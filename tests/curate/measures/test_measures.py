@@ -17,7 +17,7 @@ from openhunyuan.curate.measures.lasting import blobs
 from openhunyuan.curate.measures.measure import ClipSpan, Measure, View
 from openhunyuan.curate.measures.motion import Motion, vector_lengths
 from openhunyuan.curate.measures.overlay import Overlay
-from openhunyuan.curate.measures.quality import Quality, blockiness, colourfulness, noise
+from openhunyuan.curate.measures.quality import Quality, blockiness, colourfulness, histogram, noise, quantiles
 from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.measures.text import Text, without_posts
 
@@ -284,3 +284,14 @@ def test_a_strip_is_a_jpeg_of_four_moments() -> None:
     jpeg = measured(Strip(), moving(14, 48))["jpeg"]
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (72, 4 * 128, 3)
     assert measured(Strip(), moving(14, 1))["jpeg"]
+
+
+def test_quantiles_from_a_histogram_are_those_of_the_pixels() -> None:
+    rng = np.random.default_rng(4)
+    for size in ((1, 1), (2, 3), (45, 80)):
+        picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        for channel in range(3):
+            levels = histogram(picture, channel)
+            assert levels.sum() == size[0] * size[1]
+            wanted = np.quantile(picture[..., channel], (0.005, 0.3, 0.995))
+            assert np.allclose(quantiles(levels, (0.005, 0.3, 0.995)), wanted)
