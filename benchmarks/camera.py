@@ -147,15 +147,15 @@ def virtual(folder: Path, seed: int = 11) -> tuple[Examples, int]:
 
 
 def show(title: str, classifier: Classifier, examples: Examples, gates: Sequence[float]) -> None:
-    for found, gate in [(score(classifier, examples, gate), gate) for gate in gates]:
-        if gate == gates[0]:
-            print(f"{title}: {found.clips} clips, accuracy {found.accuracy:.3f}", end="")
-            print(f", of the moves alone {found.alone:.3f}, pan and tilt merged {found.merged:.3f}")
+    scores = [score(classifier, examples, gate) for gate in gates]
+    first = scores[0]  # the gate changes only what is said of it
+    print(f"{title}: {first.clips} clips, accuracy {first.accuracy:.3f}", end="")
+    print(f", of the moves alone {first.alone:.3f}, pan and tilt merged {first.merged:.3f}")
+    for found, gate in zip(scores, gates, strict=True):
         print(f"  gate {gate}: coverage {found.coverage:.3f}, precision {found.precision:.3f}", end="")
         print(f"; {found.named} of {found.nothing} that are no move got a label" if found.nothing else "")
-    confusion = score(classifier, examples).confusion
     for number, label in enumerate(MOVES):
-        row = confusion[number]
+        row = first.confusion[number]
         if row.sum():
             wrong = Counter({LABELS[i]: int(n) for i, n in enumerate(row) if n and i != number}).most_common()
             others = ", ".join(f"{name} {count}" for name, count in wrong)

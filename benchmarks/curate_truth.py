@@ -24,7 +24,7 @@ import numpy as np
 
 from openhunyuan.base.video import write_video
 from openhunyuan.curate.clip import Clip
-from openhunyuan.curate.duplicates import NEAR, Duplicates, described, near_pairs, same
+from openhunyuan.curate.duplicates import Duplicates, described, same_pairs
 from openhunyuan.curate.footage import Footage
 from openhunyuan.curate.measures.fingerprint import thumbs_of
 from openhunyuan.curate.run import curate
@@ -191,9 +191,7 @@ def _duplicates(
         if found := copied.get(Path(clip.source).name):
             identity[clip.id], kind[clip.id] = found[:2], found[2]
     ids = [clip.id for clip in clips if clip.id in identity and clip.id in thumbs]
-    seen = described([thumbs[i] for i in ids])
-    config = PLAN.duplicates or Duplicates()
-    alike = {(i, int(j)) for i, others in near_pairs(seen.mean, NEAR) for j in others[same(seen, i, others, config)]}
+    alike = set(same_pairs(described([thumbs[i] for i in ids]), PLAN.duplicates or Duplicates()))
     counts: dict[str, list[int]] = {}
     wrong = others = 0
     for i, j in itertools.combinations(range(len(ids)), 2):

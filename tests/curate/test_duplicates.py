@@ -6,7 +6,6 @@ import pytest
 from openhunyuan.curate import duplicates
 from openhunyuan.curate.duplicates import (
     FAINT,
-    NEAR,
     STILL,
     Candidate,
     Duplicates,
@@ -16,6 +15,7 @@ from openhunyuan.curate.duplicates import (
     look_distances,
     near_pairs,
     same,
+    same_pairs,
 )
 from openhunyuan.curate.measures.fingerprint import MOMENTS, THUMB
 
@@ -96,9 +96,7 @@ def test_close_pictures_need_less_of_the_event() -> None:
 def test_clips_compared_together_are_as_each_pair_by_itself() -> None:
     thumbs = [film(seed % 5, gain=1 + 0.02 * (seed // 5), mirrored=seed % 3 == 0) for seed in range(20)]
     clips = described(thumbs)
-    pairs = {
-        (i, int(j)) for i, others in near_pairs(clips.mean, NEAR) for j in others[same(clips, i, others, Duplicates())]
-    }
+    pairs = set(same_pairs(clips, Duplicates()))
     alone = np.array([0])
     each = {
         (i, j)

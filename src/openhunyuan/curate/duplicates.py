@@ -79,15 +79,10 @@ class Candidate:
 def duplicates_of(candidates: Sequence[Candidate], config: Duplicates) -> dict[str, str]:
     """Clip → the better clip that it is a duplicate of. Groups are connected: a duplicate's duplicate belongs too."""
     groups = _Groups(len(candidates))
-    if config.by == "embedding":
-        for i, j in alike_pairs([candidate.thumbs for candidate in candidates], config.cosine):
-            groups.join(i, j)
-    else:
-        seen = described([candidate.thumbs for candidate in candidates])
-        for i, others in near_pairs(seen.mean, NEAR):
-            others = others[[not groups.joined(i, int(j)) for j in others]]
-            for j in others[same(seen, i, others, config)]:
-                groups.join(i, int(j))
+    looks = [candidate.thumbs for candidate in candidates]
+    embedded = config.by == "embedding"
+    for i, j in alike_pairs(looks, config.cosine) if embedded else same_pairs(described(looks), config):
+        groups.join(i, j)
     kept = {}
     for members in groups.members():
         best = max(members, key=lambda i: (candidates[i].worth, -i))
@@ -106,9 +101,6 @@ class _Groups:
             self.parent[i] = self.parent[self.parent[i]]
             i = self.parent[i]
         return i
-
-    def joined(self, i: int, j: int) -> bool:
-        return self._root(i) == self._root(j)
 
     def join(self, i: int, j: int) -> None:
         a, b = self._root(i), self._root(j)
@@ -168,9 +160,18 @@ def described(thumbs: Sequence[np.ndarray]) -> Described:
     """What the comparison looks at, from thumbnails [M, S, S, 3] of each clip."""
     x = np.stack(thumbs) if len(thumbs) else np.zeros((0, 1, 1, 1, 3), np.float32)
     mean = x.mean(axis=1)
-    change = _soft(x - mean[:, None])
+    change = np.empty_like(x)
+    for number, (one, middle) in enumerate(zip(x, mean, strict=True)):  # in one go it would take five times the memory
+        change[number] = _soft(one - middle)
     energy = np.sqrt((change**2).sum(axis=-1).mean(axis=(1, 2, 3)))
     return Described(mean, change, energy, mean.std(axis=(1, 2)).max(axis=-1))
+
+
+def same_pairs(clips: Described, config: Duplicates) -> Iterator[tuple[int, int]]:
+    """All pairs i < j that show the same."""
+    for i, others in near_pairs(clips.mean, NEAR):
+        for j in others[same(clips, i, others, config)]:
+            yield i, int(j)
 
 
 def same(clips: Described, i: int, others: np.ndarray, config: Duplicates) -> np.ndarray:

@@ -84,7 +84,7 @@ def speeds(field: np.ndarray, seconds: float) -> tuple[float, float, float]:
 
 
 def _lengths(field: np.ndarray) -> np.ndarray:
-    """[h, w] of a field [h, w, 2]; numpy's own norm takes three times as long along so short an axis."""
+    """[h, w] of a field [h, w, 2]; numpy's own norm is slow along so short an axis."""
     square = field * field
     return np.sqrt(square[..., 0] + square[..., 1])
 
