@@ -32,7 +32,8 @@ class CurateOptions(Choice):
     OUTPUT/tables (the scores).
 
     openhunyuan curate report DATA makes a page about it; openhunyuan curate review DATA serves one on which people
-    choose; openhunyuan curate forget SOURCE --output DATA removes a source and all that was made from it.
+    choose; openhunyuan curate forget SOURCE --output DATA removes a source and all that was made from it;
+    openhunyuan curate fit-niqe DATA makes the measure niqe compare with the best of your own clips.
     """
 
     raw: str = Field(description="A video file, or a folder of them.")
@@ -112,6 +113,18 @@ class ForgetOptions(Record):
     output: str = Field("data", description="The folder of the curation run.")
 
 
+class FitNiqeOptions(Record):
+    """Fit the Gaussian of good pictures to the clips of a set; later runs compare with it: --niqe-weights FILE.
+
+    Of every frame looked at, the squares of 96 pixels that are about as sharp as its sharpest count.
+    """
+
+    data: str = Field(description="A folder that `openhunyuan curate` made.")
+    set: str = Field("kept", description="The set of good clips: 720p, sft (what people let pass), …, or kept.")
+    frames: int = Field(4, ge=1, description="Frames of each clip that are looked at.")
+    output: str = Field("niqe.safetensors", description="The file.")
+
+
 def run(args: Sequence[str]) -> int:
     """Curate, or one of the smaller jobs."""
     if args and args[0] == "report":
@@ -120,6 +133,8 @@ def run(args: Sequence[str]) -> int:
         return _review(parse(ReviewOptions, args[1:], f"{PROG} review", positional=("data",)))
     if args and args[0] == "forget":
         return _forget(parse(ForgetOptions, args[1:], f"{PROG} forget", positional=("source",)))
+    if args and args[0] == "fit-niqe":
+        return _fit_niqe(parse(FitNiqeOptions, args[1:], f"{PROG} fit-niqe", positional=("data",)))
     return _curate(parse(CurateOptions, args, PROG, positional=("raw",)))
 
 
@@ -264,6 +279,24 @@ def _review(options: ReviewOptions) -> int:
     except KeyboardInterrupt:
         counts = review.counts()
         out.print(f"{counts['passed']} pass, {counts['failed']} do not, {counts['open']} are open")
+    return 0
+
+
+def _fit_niqe(options: FitNiqeOptions) -> int:
+    from openhunyuan.base.errors import UserError
+    from openhunyuan.curate.fit_niqe import fit_to_clips
+    from openhunyuan.curate.measures.niqe import save
+    from openhunyuan.infer.output import check_folder
+
+    output = Path(options.output)
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output {output} must end in .safetensors.")
+    check_folder(output.absolute().parent)
+    with step_bar() as show:
+        good, count = fit_to_clips(options.data, options.set, options.frames, show)
+    save(good, output)
+    console(stderr=True).print(f"fitted to {count} squares")
+    print(output)
     return 0
 
 

@@ -1,17 +1,20 @@
-"""Trains the camera classifier on rendered scenes; everything is made here, from one seed, on a CPU.
+"""Trains the camera classifier on rendered scenes and on virtual moves over photographs; everything is made here, from
+one seed, on a CPU.
 
-    python -m openhunyuan.recipes.camera_motion --clips 15000 --output camera.safetensors
+    python -m openhunyuan.recipes.camera_motion --clips 30000 --output camera.safetensors
 
-Clips are drawn evenly over the fourteen moves, and `NONE_SHARE` of them is none of these. Every clip counts eight
-times, mirrored and played backwards. The gate is calibrated on clips that the networks did not see: each fold is
-judged by networks trained on the other folds, and a logistic curve is fitted to how often a label of some probability
-is right.
+Rendered clips are drawn evenly over the fourteen moves, and `NONE_SHARE` of them is none of these; for every
+`RENDERED_PER_PHOTOGRAPHED` of them there is one over a photograph, drawn evenly over what a virtual camera can do.
+Every clip counts eight times, mirrored and played backwards. The gate is calibrated on clips that the networks did not
+see: each fold is judged by networks trained on the other folds, and a logistic curve is fitted to how often a label of
+some probability is right.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,14 +23,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from openhunyuan.base.errors import UserError
 from openhunyuan.base.weights import save_safetensors
 from openhunyuan.curate.camera.classifier import PRIMITIVE_FLIPS, WEIGHTS, Classifier, labels_of
 from openhunyuan.curate.camera.features import NUM_FEATURES, features_of, flipped
 from openhunyuan.curate.camera.primitives import COMPOUNDS, LABELS, MEMBERS, MOVES, STATES, State, label_of
 from openhunyuan.curate.camera.tracks import Tracker
-from openhunyuan.tiny.camera_scenes import FPS, Split, render_clip
+from openhunyuan.tiny.camera_scenes import FPS, RenderedClip, Split, render_clip
+from openhunyuan.tiny.virtual_moves import VIRTUAL_STATES, photographed_clip
 
 NONE_SHARE = 0.15
+RENDERED_PER_PHOTOGRAPHED = 10
 WIDTHS = (256, 128)
 """Hidden layers of a network."""
 
@@ -48,6 +54,9 @@ class Examples:
 
     def part(self, chosen: np.ndarray) -> Examples:
         return Examples(self.features[chosen], self.states[chosen])
+
+    def __add__(self, other: Examples) -> Examples:
+        return Examples(np.concatenate([self.features, other.features]), np.concatenate([self.states, other.states]))
 
     @property
     def labels(self) -> np.ndarray:
@@ -75,19 +84,36 @@ def features_of_frames(frames: Sequence[np.ndarray] | np.ndarray, fps: float) ->
 
 def rendered(count: int, split: Split = "train", seed: int = 0) -> Examples:
     """That many rendered clips; those in which nothing can be followed are left out."""
+
+    def clips() -> Iterator[RenderedClip]:
+        for number in range(count):
+            rng = np.random.default_rng([seed, number, int(split == "heldout")])
+            yield render_clip(draw_state(rng), rng, split)
+
+    return _examples(clips())
+
+
+def photographed(count: int, split: Split = "train", seed: int = 0) -> Examples:
+    """That many clips of virtual moves over photographs; those in which nothing can be followed, and those whose move
+    does not fit into the photograph, are left out."""
+
+    def clips() -> Iterator[RenderedClip]:
+        for number in range(count):
+            rng = np.random.default_rng([seed, number, 2 + int(split == "heldout")])
+            with suppress(UserError):
+                yield photographed_clip(VIRTUAL_STATES[number % len(VIRTUAL_STATES)], rng, split)
+
+    return _examples(clips())
+
+
+def _examples(clips: Iterable[RenderedClip]) -> Examples:
     features, states = [], []
-    for state, found in _each(count, split, seed):
+    for clip in clips:
+        found = features_of_frames(clip.frames, FPS)
         if found is not None:
             features.append(found)
-            states.append(STATES.index(state))
+            states.append(STATES.index(clip.state))
     return Examples(np.stack(features), np.array(states))
-
-
-def _each(count: int, split: Split, seed: int) -> Iterator[tuple[State, np.ndarray | None]]:
-    for number in range(count):
-        rng = np.random.default_rng([seed, number, int(split == "heldout")])
-        state = draw_state(rng)
-        yield state, features_of_frames(render_clip(state, rng, split).frames, FPS)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -183,12 +209,15 @@ def train(examples: Examples, networks: int = 4, folds: int = 3, epochs: int = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m openhunyuan.recipes.camera_motion", description=__doc__)
-    parser.add_argument("--clips", type=int, default=15000)
+    parser.add_argument("--clips", type=int, default=30000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     args = parser.parse_args()
-    classifier = train(rendered(args.clips, seed=args.seed), args.networks, seed=args.seed)
+    examples = rendered(args.clips, seed=args.seed)
+    if args.clips >= RENDERED_PER_PHOTOGRAPHED:
+        examples += photographed(args.clips // RENDERED_PER_PHOTOGRAPHED, seed=args.seed)
+    classifier = train(examples, args.networks, seed=args.seed)
     save_safetensors(args.output, {name: torch.from_numpy(value) for name, value in classifier.tensors.items()})
 
 

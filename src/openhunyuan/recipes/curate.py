@@ -27,6 +27,7 @@ from openhunyuan.curate.measures.camera import Camera
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.fingerprint import Fingerprint
 from openhunyuan.curate.measures.motion import Motion
+from openhunyuan.curate.measures.niqe import Niqe
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.measures.text import Text
@@ -41,6 +42,7 @@ MEASURES = (
     Camera(),
     Blur(),
     Quality(),
+    Niqe(),
     Text(),
     Watermark(),
     Fingerprint(),

@@ -102,7 +102,7 @@ def _scene(
 
 
 def _wall(rng: np.random.Generator, split: Split, depth: float, focal: float, half: float) -> _Plane:
-    picture = _picture(rng, split)
+    picture = texture(rng, split)
     pixel = depth / focal / half * rng.uniform(0.8, 1.5)
     slant, lean = rng.uniform(-0.35, 0.35), rng.uniform(-0.15, 0.15)
     across = pixel * np.array([np.cos(slant), 0.0, np.sin(slant)])
@@ -116,7 +116,7 @@ def _ground(
     rng: np.random.Generator, split: Split, place: float, depth: float, focal: float, half: float, axis: int
 ) -> _Plane:
     """A floor (axis 1) or a side wall (axis 0) at that distance from the camera's axis, running away from it."""
-    picture = require("cv2").GaussianBlur(_picture(rng, split), (0, 0), 0.8)
+    picture = require("cv2").GaussianBlur(texture(rng, split), (0, 0), 0.8)
     pixel = 0.35 * depth / focal / half
     across, down = np.zeros(3), np.zeros(3)
     across[0 if axis == 1 else 1], down[2] = pixel, pixel * 1.5
@@ -134,7 +134,7 @@ def _thing(
     aspect: float,
     subject: bool = False,
 ) -> _Plane:
-    picture = _picture(rng, split)
+    picture = texture(rng, split)
     side = int(rng.integers(60, 150))
     y, x = (int(rng.integers(0, max(1, n - side))) for n in picture.shape)
     picture = picture[y : y + side, x : x + side]
@@ -151,10 +151,10 @@ def _thing(
     sway = (rng.uniform(0.02, 0.15) * depth / focal if rng.random() < 0.3 else 0.0, rng.uniform(0.5, 2.5), rng.random())
     bend = rng.uniform(1.0, 4.0) if rng.random() < 0.25 else 0.0
     origin = centre - across * columns / 2 - down * rows / 2
-    return _Plane(picture, _outline(rng, rows, columns), origin, across, down, velocity, sway, bend)
+    return _Plane(picture, outline(rng, rows, columns), origin, across, down, velocity, sway, bend)
 
 
-def _outline(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+def outline(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """uint8 alpha of a lump that fills most of rows × columns."""
     cv2: Any = require("cv2")
     y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
@@ -188,7 +188,7 @@ def photograph(name: str) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def _picture(rng: np.random.Generator, split: Split) -> np.ndarray:
+def texture(rng: np.random.Generator, split: Split) -> np.ndarray:
     """A texture, uint8 [h, w]: two of three are parts of photographs."""
     if rng.random() < 0.65:
         names = PICTURES[split]

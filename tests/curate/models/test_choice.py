@@ -35,7 +35,7 @@ def test_every_network_takes_its_place_under_its_own_name(tmp_path: Path) -> Non
     assert plan.crop and plan.crop.text == "ppocr"
     assert plan.duplicates and plan.concepts and plan.duplicates.by == plan.concepts.by == "embedding"
     described = plan.describe()
-    assert sum(stage["weights"] is not None for stage in described["stages"]) == 9  # two come with the package
+    assert sum(stage["weights"] is not None for stage in described["stages"]) == 10  # three come with the package
     assert not {"raft", "ppocr", "watermark_detector", "embedding", "clip_aesthetic", "dover"} & set(
         described["proxies"]
     )

@@ -59,6 +59,9 @@ class Choice(Record):
         "statistics", description="dover adds the scores dover.technical, dover.aesthetic and dover.overall."
     )
     dover_weights: str | None = Field(None, description="DOVER.pth or DOVER-Mobile.pth (no commercial use).")
+    niqe_weights: str | None = Field(
+        None, description="Good pictures' Gaussian for niqe.distance, of `openhunyuan curate fit-niqe`."
+    )
     device: str = Field("auto", description="Where networks run: cpu, cuda, cuda:N, mps or auto.")
     batch: int = Field(8, ge=1, description="Pictures that go through a network at once.")
 
@@ -152,6 +155,10 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
         from openhunyuan.curate.measures.clarity import Clarity
 
         instead["blur"] = Clarity()
+    if choice.niqe_weights:
+        from openhunyuan.curate.measures.niqe import Niqe
+
+        instead["niqe"] = Niqe(file=choice.niqe_weights)
     if choice.embedding == "tower":
         from openhunyuan.curate.models.embedding import Embedding
 
