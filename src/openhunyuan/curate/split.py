@@ -34,7 +34,7 @@ from openhunyuan.curate.stage import Stage
 
 STAGE = "split"
 THUMB = 16  # side of the thumbnails on which gradual transitions are judged
-ANALYSIS_SIDE = 448  # frames are reduced to at most this longer side before cuts are looked for
+ANALYSIS_SIDE = 256  # frames are reduced to at most this longer side, as PySceneDetect does by itself
 
 WHOLE = 0.9
 """Share of the frames or of the length a container promises that must decode; edit lists may hide a few."""
@@ -68,7 +68,7 @@ class Split(Stage):
     """Thresholds of the shot split."""
 
     name: ClassVar[str] = STAGE
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     min_seconds: float = Field(default=0.6, ge=0, description="Shorter shots are recorded as dropped.")
     max_seconds: float | None = Field(
