@@ -35,7 +35,12 @@ def noise(levels: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def jpeg(quality: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda p: cv2.imdecode(cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 0)
+    def spoil(p: np.ndarray) -> np.ndarray:
+        picture = cv2.imdecode(cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+        assert picture is not None
+        return picture
+
+    return spoil
 
 
 def enlarged(times: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -60,8 +60,7 @@ def test_from_raw_footage_to_latents(
     assert main([*curate, *LOOSE]) == 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_the_commands_as_they_are_documented(raw: Path, tmp_path: Path, engine: str) -> None:
     """With the embedded model at the length of short shots, with either engine; manifests are those without one."""
     if engine == "ray" and importlib.util.find_spec("ray") is None:
@@ -71,7 +70,9 @@ def test_the_commands_as_they_are_documented(raw: Path, tmp_path: Path, engine: 
     assert main([*curate, "--output", str(data), *ENGINES[engine]]) == 0
     assert main([*curate, "--output", str(plain), "--workers", "0"]) == 0
     assert (data / "manifest.jsonl").read_bytes() == (plain / "manifest.jsonl").read_bytes()
-    assert main(["caption", str(data)]) == 0
+    for folder in (data, plain):
+        assert main(["caption", str(folder)]) == 0
+    assert (data / "manifest.jsonl").read_bytes() == (plain / "manifest.jsonl").read_bytes()
     assert main(["encode", str(data), "--model", "tiny", "--num-frames", "13", "--device", "cpu"]) == 0
     train = ["train", "tiny-video", "--data", str(data), "--steps", "1", "--runs-dir", str(runs), "--device", "cpu"]
     assert main(train) == 0
