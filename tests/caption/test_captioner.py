@@ -1,6 +1,7 @@
 """Captions of a data folder: what was measured, a model behind a real address that also misbehaves, going on."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +17,7 @@ from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.run import Plan, curate, read_clips
 from openhunyuan.curate.stage import Outcome, Stage
-from openhunyuan.curate.tables import Table
+from openhunyuan.curate.tables import Table, alone
 from tests.curate.films import save, shot
 from tests.infer.rewrite_server import hang, raw, says, serving, status
 
@@ -112,6 +113,68 @@ def test_a_second_run_asks_nothing_and_another_captioner_adds(data: Path) -> Non
     assert len(Scripted.calls) == 3
     caption_clips(data, Scripted(label="two"))
     assert [[c.text for c in clip.captions] for clip in read_clips(data)] == [["clip one", "clip two"]] * 3
+
+
+def label_cameras(data: Path, move: str = "zoom in", confidence: float = 0.8) -> None:
+    """A table `camera` that says this of every clip."""
+    row = {"first": [0], "last": [24], "move": [move], "confidence": [confidence]}
+    Table(data, Cameras()).add(Outcome(clip.id, (row,)) for clip in read_clips(data))
+
+
+def texts(data: Path) -> list[list[str]]:
+    return [[caption.text for caption in clip.captions] for clip in read_clips(data)]
+
+
+def test_the_newest_captioner_is_the_one_that_captioned_last_whatever_file_times_say(data: Path) -> None:
+    label_cameras(data)
+    for label in ("one", "two"):
+        caption_clips(data, Scripted(label=label))
+    wanted = [["clip one", "clip two"]] * 3
+    assert caption_clips(data, Scripted(label="one"), camera_gate=0.5).written == 0  # its rows are written anew
+    assert read_clips(data)[0].camera == "zoom in"
+    assert texts(data) == wanted
+    for path in data.glob(f"tables/caption/{Scripted(label='one').key}/*.parquet"):
+        os.utime(path, (4e9, 4e9))
+    curate(Path(read_clips(data)[0].source).parent, data, Plan(measures=(Motion(), Quality())))
+    assert texts(data) == wanted
+
+    def script(number: int) -> None:
+        if number == 0:
+            raise Declined("I will not")
+
+    Scripted.calls, Scripted.script = [], script
+    for label in ("three", "four"):
+        caption_clips(data, Scripted(label=label))
+    caption_clips(data, Scripted(label="three"), retry=True)  # captions the one clip that it had declined
+    assert [words[-2:] for words in texts(data)] == [["clip four", "clip three"]] * 3
+
+
+def test_captions_from_before_the_order_was_kept_are_ordered_by_file_times_once(data: Path) -> None:
+    for number, label in enumerate(("b", "a")):
+        caption_clips(data, Scripted(label=label))
+        for path in data.glob(f"tables/caption/{Scripted(label=label).key}/*.parquet"):
+            os.utime(path, (1000 + number, 1000 + number))
+    (data / "tables/caption/order.json").unlink()
+    raw = Path(read_clips(data)[0].source).parent
+    for _ in range(2):
+        curate(raw, data, Plan(measures=(Motion(), Quality())))
+        assert texts(data) == [["clip b", "clip a"]] * 3
+        for path in data.glob("tables/caption/*/*.parquet"):
+            os.utime(path, (2000, 2000))
+
+
+def test_captioning_and_curating_do_not_write_to_one_folder(data: Path) -> None:
+    with alone(data), pytest.raises(UserError, match="Another run is writing"):
+        caption_clips(data, Scripted())
+    refused: list[str] = []
+
+    def script(number: int) -> None:
+        with pytest.raises(UserError, match="Another run is writing") as error:
+            curate(Path(read_clips(data)[0].source).parent, data, Plan())
+        refused.append(str(error.value))
+
+    Scripted.script = script
+    assert caption_clips(data, Scripted()).written == len(refused) == 3
 
 
 def test_captions_survive_the_next_curation(data: Path) -> None:

@@ -22,11 +22,9 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.caption.camera import CAMERA_GATE, CameraLabel, camera_labels, gated_camera
 from openhunyuan.caption.schema import Caption
 from openhunyuan.curate.clip import Clip, Drop
-from openhunyuan.curate.run import attach_captions, read_clips, write_manifest
+from openhunyuan.curate.run import CAPTION, attach_captions, caption_order, read_clips, write_manifest
 from openhunyuan.curate.stage import Outcome, Stage
-from openhunyuan.curate.tables import TABLES, Table, read_rows
-
-TABLE = "caption"
+from openhunyuan.curate.tables import TABLES, Table, alone, read_rows
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,27 @@ def caption_clips(
 
     parallel: clips asked about at the same time. retry: ask again where an earlier run was declined or failed.
     camera_gate: confidence from which a camera label enters a caption.
-    Raises UserError when there is no kept clip, or when none could be captioned.
+    Raises UserError when there is no kept clip, when another run is writing to the folder, or when no clip could be
+    captioned.
     """
-    data = Path(data)
+    read_clips(data)  # a folder that is none is told before a lock is left in it
+    with alone(Path(data)):
+        return _caption(Path(data), captioner, parallel, retry, camera_gate, on_progress)
+
+
+def _caption(
+    data: Path,
+    captioner: Captioner,
+    parallel: int,
+    retry: bool,
+    camera_gate: float,
+    on_progress: Callable[[int, int], None] | None,
+) -> CaptionReport:
     clips = read_clips(data)
     kept = [clip for clip in clips if not clip.dropped and clip.sha256 and clip.path]
     if not kept:
         raise UserError(f"No clip of {data} was kept; there is nothing to caption.")
-    table = Table(data, captioner, TABLE)
+    table = Table(data, captioner, CAPTION)
     palettes, cameras = _measured(data, "quality"), _measured(data, "camera")
     waiting: dict[str, Item] = {}
     known = 0
@@ -133,9 +144,11 @@ def caption_clips(
     def finish(outcome: Outcome, lasting: bool) -> None:
         nonlocal done, in_a_row
         in_a_row = 0 if lasting else in_a_row + 1
+        kind = "declined" if outcome.drop else "failed" if outcome.error else "written"
+        if kind == "written" and not counts[kind]:
+            caption_order(data, newest=captioner.key)
         if lasting:
             table.add([outcome])
-        kind = "declined" if outcome.drop else "failed" if outcome.error else "written"
         counts[kind] += 1
         for row in outcome.table_rows():
             if why := row["reason"] or row["error"]:
@@ -202,7 +215,7 @@ def _one(captioner: Captioner, key: str, item: Item, camera_gate: float) -> tupl
             made = captioner.caption(part)
         except Declined as refusal:
             reason = " ".join(str(refusal).split())
-            worst = worst or Outcome(key, drop=Drop(stage=TABLE, reason=reason))
+            worst = worst or Outcome(key, drop=Drop(stage=CAPTION, reason=reason))
             rows.append({**empty, "reason": reason})
         except TryLater as error:
             return Outcome(key, error=str(error)), False

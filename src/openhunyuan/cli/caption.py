@@ -65,9 +65,12 @@ def run(args: Sequence[str]) -> int:
     from openhunyuan.base.require import require
     from openhunyuan.caption.captioner import caption_clips
     from openhunyuan.curate.run import MANIFEST, read_clips
+    from openhunyuan.curate.tables import alone
 
     read_clips(options.data)
     require("pyarrow", extra="curate")
+    with alone(Path(options.data)):
+        pass  # another run is told before a model is loaded
     captioner = _captioner(options)
     with step_bar() as show:
         report = caption_clips(
