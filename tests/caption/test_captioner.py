@@ -12,6 +12,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.caption.captioner import Captioned, Captioner, Declined, Item, TryLater, caption_clips
 from openhunyuan.caption.measured import Measured, colour_name, measured_caption
 from openhunyuan.caption.schema import Caption
+from openhunyuan.caption.tags import caption_tags
 from openhunyuan.caption.vision import ANSWER_SCHEMA, Endpoint, Vision, read_caption
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
@@ -88,6 +89,7 @@ def test_a_measured_caption_follows_the_scores() -> None:
     caption = measured_caption(night, [10, 10, 10, 0.7, 220, 20, 20, 0.3])
     assert caption.dense == "a dark video in black and red, with fast motion"
     assert caption.camera is None
+    assert "motion" not in measured_caption({"motion.speed": 30.0}, [5, 5, 5, 1.0]).dense  # in pixels, or of vectors
     still = measured_caption({**night, "motion.camera_speed": 0.0, "quality.brightness": 200.0}, [250, 250, 250, 1.0])
     assert still.short == "a bright video in white"
     assert still.camera is None and "camera" not in still.dense  # that is for the table `camera` to say
@@ -308,6 +310,30 @@ def test_a_camera_label_enters_captions_when_it_is_sure_enough_and_when_it_is_me
     with serving(says(GOOD)) as server:
         caption_clips(data, vision(server.url, window=0.4))
     assert [c.fields["camera"] for c in read_clips(data)[1].captions[-2:]] == ["static", None]
+
+
+def test_tags_are_what_was_measured_and_a_models_own_are_dropped(data: Path) -> None:
+    with serving(says({**GOOD, "tags": ["masterpiece", "4k"]})) as server:
+        assert caption_clips(data, vision(server.url)).written == 3
+    for clip in read_clips(data):
+        assert clip.captions[0].fields["tags"] == [*caption_tags(clip, clip.scores)]
+        assert clip.captions[0].fields["tags"][:2] == ["square", "below 144p"]
+        assert not {"h264", "masterpiece", "4k"} & {*clip.captions[0].fields["tags"]}
+
+
+def test_captions_from_before_there_were_tags_get_them_without_being_asked_for(data: Path) -> None:
+    caption_clips(data, Scripted())
+    table = Table(data, Scripted(), "caption")
+    tags = [clip.captions[0].fields["tags"] for clip in read_clips(data)]
+    for rows in [*table.rows().values()]:
+        without = {**json.loads(rows[0]["fields"]), "tags": []}
+        table.add([Outcome(rows[0]["key"], ({**rows[0], "fields": json.dumps(without)},))])
+    caption_clips(data, Measured())  # another captioner's run is enough
+    assert len(Scripted.calls) == 3
+    assert all(tags) and [clip.captions[0].fields["tags"] for clip in read_clips(data)] == tags
+    parts = {*data.glob("tables/caption/*/*.parquet")}
+    caption_clips(data, Measured())
+    assert {*data.glob("tables/caption/*/*.parquet")} == parts  # what is up to date is not written again
 
 
 def test_nothing_to_caption_is_one_sentence(tmp_path: Path) -> None:
