@@ -14,6 +14,7 @@ from openhunyuan.caption.measured import Measured, colour_name, measured_caption
 from openhunyuan.caption.schema import Caption
 from openhunyuan.caption.tags import caption_tags
 from openhunyuan.caption.vision import ANSWER_SCHEMA, Endpoint, Vision, read_caption
+from openhunyuan.cli.main import main
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.run import Plan, curate, read_clips
@@ -243,6 +244,67 @@ def test_refusals_of_both_kinds_are_recorded(data: Path) -> None:
     with serving(says("", refusal="not this"), says("I'm sorry, but I cannot help."), says(GOOD)) as server:
         report = caption_clips(data, vision(server.url))
     assert (report.written, report.declined) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "reply, said",
+    [
+        (status(400, "context length exceeded"), "answered 400: 'context length exceeded'"),
+        (status(422), "answered 422"),
+        (says('{"short": ', finish_reason="length"), "length limit"),
+    ],
+    ids=["400", "422", "length"],
+)
+def test_a_request_that_fails_is_recorded_for_its_clip(
+    data: Path, reply: Callable, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openhunyuan.caption.captioner.GIVE_UP", 2)
+    with serving(reply, reply, says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url))
+        assert (report.written, report.declined, report.failed) == (1, 0, 2)
+        assert said in report.reasons[0][0]
+        assert caption_clips(data, vision(server.url)).written == 0
+        assert len(server.calls) == 3  # not asked again
+        assert caption_clips(data, vision(server.url), retry=True).written == 2
+
+
+def test_a_content_filter_that_answers_400_refuses(data: Path) -> None:
+    body = json.dumps({"error": {"message": "filtered", "code": "content_filter"}}).encode()
+    with serving(raw(body, 400), says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url))
+    assert (report.written, report.declined, report.failed) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 404, 408, 429])
+def test_what_every_request_would_be_told_is_no_clips_fault(
+    data: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openhunyuan.caption.captioner.GIVE_UP", 2)
+    with serving(status(code), status(code), says(GOOD)) as server:
+        with pytest.raises(UserError, match=f"answered {code}"):
+            caption_clips(data, vision(server.url))
+        assert caption_clips(data, vision(server.url)).written == 3
+
+
+def test_clips_whose_caption_is_another_captioners_are_counted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def script(number: int) -> None:
+        if number < 2:
+            raise Declined("I will not")
+
+    Scripted.script = script
+    report = caption_clips(data, Scripted())
+    assert (report.kept, report.others, report.none) == (3, (), 2)
+    with serving(status(400, "too long"), says(GOOD)) as server:
+        args = ["--captioner", "endpoint", "--endpoint", server.url, "--caption-model", "m", "--parallel", "1"]
+        assert main(["caption", str(data), *args]) == 0
+    assert "1 of 3 clips have no caption" in (said := capsys.readouterr().err)
+    assert "another captioner" not in said
+    report = caption_clips(data, Measured())
+    assert (report.written, report.others, report.none) == (3, (), 0)
+    caption_clips(data, Scripted(label="two"))
+    assert main(["caption", str(data)]) == 0  # measured captioned before, and is not the newest
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"3 of 3 clips have their caption by another captioner: scripted@{Scripted(label='two').key}" in said
 
 
 @pytest.mark.parametrize("reply", [status(500), hang(1.0), raw(b"<html>")], ids=["500", "hang", "html"])

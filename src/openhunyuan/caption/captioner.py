@@ -82,13 +82,19 @@ class Captioner(Stage):
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """What a run did: captions made now and found, clips declined and failed now, with one reason of each kind."""
+    """What a run did: captions made now and found, clips declined and failed now, with one reason of each kind.
+
+    Of the `kept` clips, `others` have the captions to use from other captioners (their signatures, and of how many
+    clips), and `none` have none."""
 
     written: int
     known: int
     declined: int
     failed: int
     reasons: tuple[tuple[str, int], ...]
+    kept: int
+    others: tuple[tuple[str, int], ...]
+    none: int
 
 
 def caption_clips(
@@ -168,9 +174,20 @@ def _caption(
         _ask(captioner, list(waiting.items()), parallel, camera_gate, finish)
     finally:
         table.merge()
-        write_manifest(data, attach_captions(data, clips))
+        clips = attach_captions(data, clips)
+        write_manifest(data, clips)
+    used = Counter(clip.captions[-1].signature if clip.captions else "" for clip in clips if clip.sha256 in items)
+    none = used.pop("", 0)
+    del used[f"{captioner.name}@{captioner.key}"]
     report = CaptionReport(
-        counts["written"], known, counts["declined"], counts["failed"], tuple(reasons.most_common(5))
+        counts["written"],
+        known,
+        counts["declined"],
+        counts["failed"],
+        tuple(reasons.most_common(5)),
+        len(kept),
+        tuple(used.most_common()),
+        none,
     )
     if report.written + report.known == 0:
         why = reasons.most_common(1)[0][0] if reasons else "all were declined or failed before; ask again with --retry"

@@ -146,6 +146,8 @@ class Vision(Captioner):
         except ChatError as error:
             if error.refused:
                 raise Declined(str(error)) from None
+            if error.of_request:
+                raise UserError(str(error)) from None
             raise TryLater(str(error)) from None
 
 

@@ -88,6 +88,11 @@ def run(args: Sequence[str]) -> int:
             out.print(f"{count} {what}")
     for reason, count in report.reasons:
         out.print(f"  {count}x {reason}", markup=False)
+    if report.others:
+        count, names = sum(count for _, count in report.others), ", ".join(name for name, _ in report.others)
+        out.print(f"{count} of {report.kept} clips have their caption by another captioner: {names}", markup=False)
+    if report.none:
+        out.print(f"{report.none} of {report.kept} clips have no caption")
     print(Path(options.data) / MANIFEST)
     return 0
 
