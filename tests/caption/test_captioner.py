@@ -1,6 +1,7 @@
 """Captions of a data folder: what was measured, a model behind a real address that also misbehaves, going on."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -11,12 +12,14 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.caption.captioner import Captioned, Captioner, Declined, Item, TryLater, caption_clips
 from openhunyuan.caption.measured import Measured, colour_name, measured_caption
 from openhunyuan.caption.schema import Caption
+from openhunyuan.caption.tags import caption_tags
 from openhunyuan.caption.vision import ANSWER_SCHEMA, Endpoint, Vision, read_caption
+from openhunyuan.cli.main import main
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.run import Plan, curate, read_clips
 from openhunyuan.curate.stage import Outcome, Stage
-from openhunyuan.curate.tables import Table
+from openhunyuan.curate.tables import Table, alone
 from tests.curate.films import save, shot
 from tests.infer.rewrite_server import hang, raw, says, serving, status
 
@@ -87,6 +90,7 @@ def test_a_measured_caption_follows_the_scores() -> None:
     caption = measured_caption(night, [10, 10, 10, 0.7, 220, 20, 20, 0.3])
     assert caption.dense == "a dark video in black and red, with fast motion"
     assert caption.camera is None
+    assert "motion" not in measured_caption({"motion.speed": 30.0}, [5, 5, 5, 1.0]).dense  # in pixels, or of vectors
     still = measured_caption({**night, "motion.camera_speed": 0.0, "quality.brightness": 200.0}, [250, 250, 250, 1.0])
     assert still.short == "a bright video in white"
     assert still.camera is None and "camera" not in still.dense  # that is for the table `camera` to say
@@ -112,6 +116,68 @@ def test_a_second_run_asks_nothing_and_another_captioner_adds(data: Path) -> Non
     assert len(Scripted.calls) == 3
     caption_clips(data, Scripted(label="two"))
     assert [[c.text for c in clip.captions] for clip in read_clips(data)] == [["clip one", "clip two"]] * 3
+
+
+def label_cameras(data: Path, move: str = "zoom in", confidence: float = 0.8) -> None:
+    """A table `camera` that says this of every clip."""
+    row = {"first": [0], "last": [24], "move": [move], "confidence": [confidence]}
+    Table(data, Cameras()).add(Outcome(clip.id, (row,)) for clip in read_clips(data))
+
+
+def texts(data: Path) -> list[list[str]]:
+    return [[caption.text for caption in clip.captions] for clip in read_clips(data)]
+
+
+def test_the_newest_captioner_is_the_one_that_captioned_last_whatever_file_times_say(data: Path) -> None:
+    label_cameras(data)
+    for label in ("one", "two"):
+        caption_clips(data, Scripted(label=label))
+    wanted = [["clip one", "clip two"]] * 3
+    assert caption_clips(data, Scripted(label="one"), camera_gate=0.5).written == 0  # its rows are written anew
+    assert read_clips(data)[0].camera == "zoom in"
+    assert texts(data) == wanted
+    for path in data.glob(f"tables/caption/{Scripted(label='one').key}/*.parquet"):
+        os.utime(path, (4e9, 4e9))
+    curate(Path(read_clips(data)[0].source).parent, data, Plan(measures=(Motion(), Quality())))
+    assert texts(data) == wanted
+
+    def script(number: int) -> None:
+        if number == 0:
+            raise Declined("I will not")
+
+    Scripted.calls, Scripted.script = [], script
+    for label in ("three", "four"):
+        caption_clips(data, Scripted(label=label))
+    caption_clips(data, Scripted(label="three"), retry=True)  # captions the one clip that it had declined
+    assert [words[-2:] for words in texts(data)] == [["clip four", "clip three"]] * 3
+
+
+def test_captions_from_before_the_order_was_kept_are_ordered_by_file_times_once(data: Path) -> None:
+    for number, label in enumerate(("b", "a")):
+        caption_clips(data, Scripted(label=label))
+        for path in data.glob(f"tables/caption/{Scripted(label=label).key}/*.parquet"):
+            os.utime(path, (1000 + number, 1000 + number))
+    (data / "tables/caption/order.json").unlink()
+    raw = Path(read_clips(data)[0].source).parent
+    for _ in range(2):
+        curate(raw, data, Plan(measures=(Motion(), Quality())))
+        assert texts(data) == [["clip b", "clip a"]] * 3
+        for path in data.glob("tables/caption/*/*.parquet"):
+            os.utime(path, (2000, 2000))
+
+
+def test_captioning_and_curating_do_not_write_to_one_folder(data: Path) -> None:
+    with alone(data), pytest.raises(UserError, match="Another run is writing"):
+        caption_clips(data, Scripted())
+    refused: list[str] = []
+
+    def script(number: int) -> None:
+        with pytest.raises(UserError, match="Another run is writing") as error:
+            curate(Path(read_clips(data)[0].source).parent, data, Plan())
+        refused.append(str(error.value))
+
+    Scripted.script = script
+    assert caption_clips(data, Scripted()).written == len(refused) == 3
 
 
 def test_captions_survive_the_next_curation(data: Path) -> None:
@@ -180,6 +246,67 @@ def test_refusals_of_both_kinds_are_recorded(data: Path) -> None:
     assert (report.written, report.declined) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    "reply, said",
+    [
+        (status(400, "context length exceeded"), "answered 400: 'context length exceeded'"),
+        (status(422), "answered 422"),
+        (says('{"short": ', finish_reason="length"), "length limit"),
+    ],
+    ids=["400", "422", "length"],
+)
+def test_a_request_that_fails_is_recorded_for_its_clip(
+    data: Path, reply: Callable, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openhunyuan.caption.captioner.GIVE_UP", 2)
+    with serving(reply, reply, says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url))
+        assert (report.written, report.declined, report.failed) == (1, 0, 2)
+        assert said in report.reasons[0][0]
+        assert caption_clips(data, vision(server.url)).written == 0
+        assert len(server.calls) == 3  # not asked again
+        assert caption_clips(data, vision(server.url), retry=True).written == 2
+
+
+def test_a_content_filter_that_answers_400_refuses(data: Path) -> None:
+    body = json.dumps({"error": {"message": "filtered", "code": "content_filter"}}).encode()
+    with serving(raw(body, 400), says(GOOD)) as server:
+        report = caption_clips(data, vision(server.url))
+    assert (report.written, report.declined, report.failed) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 404, 408, 429])
+def test_what_every_request_would_be_told_is_no_clips_fault(
+    data: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openhunyuan.caption.captioner.GIVE_UP", 2)
+    with serving(status(code), status(code), says(GOOD)) as server:
+        with pytest.raises(UserError, match=f"answered {code}"):
+            caption_clips(data, vision(server.url))
+        assert caption_clips(data, vision(server.url)).written == 3
+
+
+def test_clips_whose_caption_is_another_captioners_are_counted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def script(number: int) -> None:
+        if number < 2:
+            raise Declined("I will not")
+
+    Scripted.script = script
+    report = caption_clips(data, Scripted())
+    assert (report.kept, report.others, report.none) == (3, (), 2)
+    with serving(status(400, "too long"), says(GOOD)) as server:
+        args = ["--captioner", "endpoint", "--endpoint", server.url, "--caption-model", "m", "--parallel", "1"]
+        assert main(["caption", str(data), *args]) == 0
+    assert "1 of 3 clips have no caption" in (said := capsys.readouterr().err)
+    assert "another captioner" not in said
+    report = caption_clips(data, Measured())
+    assert (report.written, report.others, report.none) == (3, (), 0)
+    caption_clips(data, Scripted(label="two"))
+    assert main(["caption", str(data)]) == 0  # measured captioned before, and is not the newest
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"3 of 3 clips have their caption by another captioner: scripted@{Scripted(label='two').key}" in said
+
+
 @pytest.mark.parametrize("reply", [status(500), hang(1.0), raw(b"<html>")], ids=["500", "hang", "html"])
 def test_a_broken_server_ends_the_run_in_one_sentence(
     data: Path, reply: Callable, monkeypatch: pytest.MonkeyPatch
@@ -245,6 +372,30 @@ def test_a_camera_label_enters_captions_when_it_is_sure_enough_and_when_it_is_me
     with serving(says(GOOD)) as server:
         caption_clips(data, vision(server.url, window=0.4))
     assert [c.fields["camera"] for c in read_clips(data)[1].captions[-2:]] == ["static", None]
+
+
+def test_tags_are_what_was_measured_and_a_models_own_are_dropped(data: Path) -> None:
+    with serving(says({**GOOD, "tags": ["masterpiece", "4k"]})) as server:
+        assert caption_clips(data, vision(server.url)).written == 3
+    for clip in read_clips(data):
+        assert clip.captions[0].fields["tags"] == [*caption_tags(clip, clip.scores)]
+        assert clip.captions[0].fields["tags"][:2] == ["square", "below 144p"]
+        assert not {"h264", "masterpiece", "4k"} & {*clip.captions[0].fields["tags"]}
+
+
+def test_captions_from_before_there_were_tags_get_them_without_being_asked_for(data: Path) -> None:
+    caption_clips(data, Scripted())
+    table = Table(data, Scripted(), "caption")
+    tags = [clip.captions[0].fields["tags"] for clip in read_clips(data)]
+    for rows in [*table.rows().values()]:
+        without = {**json.loads(rows[0]["fields"]), "tags": []}
+        table.add([Outcome(rows[0]["key"], ({**rows[0], "fields": json.dumps(without)},))])
+    caption_clips(data, Measured())  # another captioner's run is enough
+    assert len(Scripted.calls) == 3
+    assert all(tags) and [clip.captions[0].fields["tags"] for clip in read_clips(data)] == tags
+    parts = {*data.glob("tables/caption/*/*.parquet")}
+    caption_clips(data, Measured())
+    assert {*data.glob("tables/caption/*/*.parquet")} == parts  # what is up to date is not written again
 
 
 def test_nothing_to_caption_is_one_sentence(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ MAX_WAIT = 30.0
 """Seconds between two tries, at most; a server that asks for more is given up."""
 
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+_OF_SETUP = (401, 402, 403, 404, 405, 407)
+"""The key, the account, the address or the model's name: what every request would be told."""
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _log = get_logger("chat")
 
@@ -64,8 +67,11 @@ def json_object(answer: str) -> dict[str, Any] | None:
 class ChatError(UserError):
     """The endpoint gave nothing usable: not reachable, too slow, a refusal, an answer that is none.
 
-    ``refused``: the model declined; asking again would not help.
+    ``refused``: the model declined; asking again would not help. ``of_request``: the request is what failed, and not
+    the server: too long, not accepted, an answer without an end. Neither would another try help there.
     """
+
+    of_request = False
 
     def __init__(self, sentence: str, refused: bool = False) -> None:
         super().__init__(sentence)
@@ -147,7 +153,7 @@ class ChatEndpoint:
             why = f": '{self._clean(str(refusal))}'" if refusal else " (its content filter)"
             raise self._error(f"refused{why}", refused=True)
         if choice.get("finish_reason") == "length":
-            raise self._error("cut its answer off at its length limit")
+            raise self._of_request("cut its answer off at its length limit")
         return self._hide(str(content or ""))
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -196,9 +202,10 @@ class ChatEndpoint:
     def _status_error(self, error: urllib.error.HTTPError) -> Exception:
         with error:
             try:
-                said = self._said(json.loads(error.read(MAX_ANSWER_BYTES)))
+                reply = json.loads(error.read(MAX_ANSWER_BYTES))
             except (OSError, ValueError, RecursionError, http.client.HTTPException):
-                said = ""
+                reply = None
+        said = self._said(reply)
         if error.code in _RETRIED:
             return _Passing(f"answered {error.code}{said}", _seconds(error.headers.get("Retry-After")))
         if error.code in (401, 403):
@@ -207,7 +214,16 @@ class ChatEndpoint:
             return self._error(f"answered {error.code}: {need}")
         if 300 <= error.code < 400:
             return self._error("redirects elsewhere; give its final address")
+        if _code(reply) == "content_filter":
+            return self._error(f"refused{said or ' (its content filter)'}", refused=True)
+        if 400 <= error.code < 500 and error.code not in _OF_SETUP:
+            return self._of_request(f"answered {error.code}{said}")
         return self._error(f"answered {error.code}{said}")
+
+    def _of_request(self, text: str) -> ChatError:
+        error = self._error(text)
+        error.of_request = True
+        return error
 
     def _error(self, text: str, refused: bool = False) -> ChatError:
         return self.error(f"The {self.who} {text}.", refused)
@@ -228,6 +244,12 @@ class ChatEndpoint:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def _code(reply: Any) -> Any:
+    """The code of an error reply, None where it has none."""
+    error = reply.get("error") if isinstance(reply, dict) else None
+    return error.get("code") if isinstance(error, dict) else None
 
 
 class _Passing(Exception):

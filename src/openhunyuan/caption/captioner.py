@@ -4,7 +4,8 @@ Captions are rows of the table `caption`, addressed by the hash of the clip's fi
 clip is captioned once by each captioner, a run that stops goes on, and a clip that was cut anew is captioned anew.
 A captioner that declines gives a row with the reason; it is counted, and not asked again unless that is wanted. A
 captioner may divide long clips into windows, each with a row of its own. The camera's move is not the captioner's
-business: the label of the table `camera`, where it is sure enough, is put into every caption of the clip, old ones too.
+business: the label of the table `camera`, where it is sure enough, is put into every caption of the clip, whoever wrote
+it and when; and so are the tags, which are words for what was measured.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,11 @@ from typing import Any
 from openhunyuan.base.errors import UserError
 from openhunyuan.caption.camera import CAMERA_GATE, CameraLabel, camera_labels, gated_camera
 from openhunyuan.caption.schema import Caption
+from openhunyuan.caption.tags import caption_tags
 from openhunyuan.curate.clip import Clip, Drop
-from openhunyuan.curate.run import attach_captions, read_clips, write_manifest
+from openhunyuan.curate.run import CAPTION, attach_captions, caption_order, read_clips, write_manifest
 from openhunyuan.curate.stage import Outcome, Stage
-from openhunyuan.curate.tables import TABLES, Table, read_rows
-
-TABLE = "caption"
+from openhunyuan.curate.tables import TABLES, Table, all_tables, alone, read_rows
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,19 @@ class Captioner(Stage):
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """What a run did: captions made now and found, clips declined and failed now, with one reason of each kind."""
+    """What a run did: captions made now and found, clips declined and failed now, with one reason of each kind.
+
+    Of the `kept` clips, `others` have the captions to use from other captioners (their signatures, and of how many
+    clips), and `none` have none."""
 
     written: int
     known: int
     declined: int
     failed: int
     reasons: tuple[tuple[str, int], ...]
+    kept: int
+    others: tuple[tuple[str, int], ...]
+    none: int
 
 
 def caption_clips(
@@ -103,29 +109,43 @@ def caption_clips(
 
     parallel: clips asked about at the same time. retry: ask again where an earlier run was declined or failed.
     camera_gate: confidence from which a camera label enters a caption.
-    Raises UserError when there is no kept clip, or when none could be captioned.
+    Raises UserError when there is no kept clip, when another run is writing to the folder, or when no clip could be
+    captioned.
     """
-    data = Path(data)
+    read_clips(data)  # a folder that is none is told before a lock is left in it
+    with alone(Path(data)):
+        return _caption(Path(data), captioner, parallel, retry, camera_gate, on_progress)
+
+
+def _caption(
+    data: Path,
+    captioner: Captioner,
+    parallel: int,
+    retry: bool,
+    camera_gate: float,
+    on_progress: Callable[[int, int], None] | None,
+) -> CaptionReport:
     clips = read_clips(data)
     kept = [clip for clip in clips if not clip.dropped and clip.sha256 and clip.path]
     if not kept:
         raise UserError(f"No clip of {data} was kept; there is nothing to caption.")
-    table = Table(data, captioner, TABLE)
     palettes, cameras = _measured(data, "quality"), _measured(data, "camera")
-    waiting: dict[str, Item] = {}
-    known = 0
+    items: dict[str, Item] = {}
     for clip in kept:
         palette = tuple(palettes.get(clip.id, {}).get("palette") or ())
         labels = camera_labels(cameras.get(clip.id, {}), clip.first_frame)
-        item = Item(clip, data / str(clip.path), dict(clip.scores), palette, labels)
-        rows = table.rows().get(str(clip.sha256), [])
+        items[str(clip.sha256)] = Item(clip, data / str(clip.path), dict(clip.scores), palette, labels)
+    _relabel(data, items, camera_gate)
+    table = Table(data, captioner, CAPTION)
+    waiting: dict[str, Item] = {}
+    known = 0
+    for key, item in items.items():
+        rows = table.rows().get(key, [])
         good = [row for row in rows if row["error"] is None and row["reason"] is None]
         if not rows or (retry and len(good) < len(rows)):
-            waiting[str(clip.sha256)] = item
+            waiting[key] = item
         elif good:
             known += 1
-            if changed := _with_camera(rows, item, camera_gate):
-                table.add([Outcome(str(clip.sha256), changed)])
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     done = in_a_row = 0
@@ -133,9 +153,11 @@ def caption_clips(
     def finish(outcome: Outcome, lasting: bool) -> None:
         nonlocal done, in_a_row
         in_a_row = 0 if lasting else in_a_row + 1
+        kind = "declined" if outcome.drop else "failed" if outcome.error else "written"
+        if kind == "written" and not counts[kind]:
+            caption_order(data, newest=captioner.key)
         if lasting:
             table.add([outcome])
-        kind = "declined" if outcome.drop else "failed" if outcome.error else "written"
         counts[kind] += 1
         for row in outcome.table_rows():
             if why := row["reason"] or row["error"]:
@@ -152,9 +174,20 @@ def caption_clips(
         _ask(captioner, list(waiting.items()), parallel, camera_gate, finish)
     finally:
         table.merge()
-        write_manifest(data, attach_captions(data, clips))
+        clips = attach_captions(data, clips)
+        write_manifest(data, clips)
+    used = Counter(clip.captions[-1].signature if clip.captions else "" for clip in clips if clip.sha256 in items)
+    none = used.pop("", 0)
+    del used[f"{captioner.name}@{captioner.key}"]
     report = CaptionReport(
-        counts["written"], known, counts["declined"], counts["failed"], tuple(reasons.most_common(5))
+        counts["written"],
+        known,
+        counts["declined"],
+        counts["failed"],
+        tuple(reasons.most_common(5)),
+        len(kept),
+        tuple(used.most_common()),
+        none,
     )
     if report.written + report.known == 0:
         why = reasons.most_common(1)[0][0] if reasons else "all were declined or failed before; ask again with --retry"
@@ -202,7 +235,7 @@ def _one(captioner: Captioner, key: str, item: Item, camera_gate: float) -> tupl
             made = captioner.caption(part)
         except Declined as refusal:
             reason = " ".join(str(refusal).split())
-            worst = worst or Outcome(key, drop=Drop(stage=TABLE, reason=reason))
+            worst = worst or Outcome(key, drop=Drop(stage=CAPTION, reason=reason))
             rows.append({**empty, "reason": reason})
         except TryLater as error:
             return Outcome(key, error=str(error)), False
@@ -214,21 +247,31 @@ def _one(captioner: Captioner, key: str, item: Item, camera_gate: float) -> tupl
             rows.append({**empty, "text": made.text, "fields": fields})
     if worst is not None and all(row["text"] is None for row in rows):
         return worst, True
-    return Outcome(key, _with_camera(rows, item, camera_gate) or tuple(rows)), True
+    return Outcome(key, _labelled(rows, item, camera_gate)), True
 
 
-def _with_camera(rows: Sequence[dict[str, Any]], item: Item, gate: float) -> tuple[dict[str, Any], ...]:
-    """The rows with the camera's move as it is labelled now; nothing where there is no label, or none that is new."""
-    if not item.camera:
-        return ()
+def _relabel(data: Path, items: Mapping[str, Item], gate: float) -> None:
+    """Bring the camera's move and the tags of all captions there are up to what is measured now."""
+    for table in all_tables(data):
+        if table.folder.parent.name == CAPTION:
+            rows = {key: table.rows()[key] for key in items if key in table.rows()}
+            new = {key: _labelled(found, items[key], gate) for key, found in rows.items()}
+            table.add(Outcome(key, labelled) for key, labelled in new.items() if list(labelled) != rows[key])
+            table.merge()
+
+
+def _labelled(rows: Sequence[dict[str, Any]], item: Item, gate: float) -> tuple[dict[str, Any], ...]:
+    """The rows with the tags, and the camera's move as it is labelled now; what there is where there is no label."""
     found = []
     for row in rows:
         if row.get("text") is not None:
-            first, last = (0, item.clip.num_frames) if row.get("first") is None else (row["first"], row["last"])
-            fields = {**json.loads(row["fields"]), "camera": gated_camera(item.camera, first, last, gate)}
+            fields = {**json.loads(row["fields"]), "tags": caption_tags(item.clip, item.scores)}
+            if item.camera:
+                first, last = (0, item.clip.num_frames) if row.get("first") is None else (row["first"], row["last"])
+                fields["camera"] = gated_camera(item.camera, first, last, gate)
             row = {**row, "fields": json.dumps(fields, ensure_ascii=False)}
         found.append(row)
-    return tuple(found) if found != list(rows) else ()
+    return tuple(found)
 
 
 def _measured(data: Path, stage: str) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The captioner that says only what was measured: colours, light, contrast, how much moves.
 
 It names no object, no place and no action, because nothing here looked for any. Its captions are poor and true. The
-scores come from the measures of `curate`; what was not measured is left out. The camera's move is put in from the table
-`camera`, as into every captioner's captions.
+scores come from the measures of `curate`; what was not measured is left out. The camera's move and the tags are put in
+as into every captioner's captions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import ClassVar
 from openhunyuan.base.errors import UserError
 from openhunyuan.caption.captioner import Captioned, Captioner, Item
 from openhunyuan.caption.schema import Caption
+from openhunyuan.caption.tags import COLOUR, CONTRAST, LIGHT, motion_word
 
 _HUES = ((15, "red"), (42, "orange"), (70, "yellow"), (165, "green"), (200, "cyan"), (255, "blue"), (315, "purple"))
 
@@ -22,7 +23,7 @@ class Measured(Captioner):
     """Captions from scores alone; needs no model and no frame."""
 
     name: ClassVar[str] = "measured"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def caption(self, item: Item) -> Captioned:
         caption = measured_caption(item.scores, item.palette, item.clip.kind)
@@ -36,12 +37,8 @@ def measured_caption(scores: Mapping[str, float], palette: Sequence[float], what
     Raises UserError when nothing that could be said was measured.
     """
     colours = colour_names(palette)
-    light = _band(scores.get("quality.brightness"), ((50, "dark"), (90, "dim"), (170, ""), (256, "bright")))
-    contrast = _band(scores.get("quality.contrast"), ((60, "low contrast"), (180, ""), (256, "high contrast")))
-    colourful = _band(scores.get("quality.colourfulness"), ((8, "colourless"), (60, ""), (1e9, "colourful")))
-    moving = _band(
-        scores.get("motion.speed"), ((1, "almost no motion"), (4, "slow motion"), (15, "motion"), (1e9, "fast motion"))
-    )
+    light, contrast, colourful = (bands.word(scores) for bands in (LIGHT, CONTRAST, COLOUR))
+    moving = motion_word(scores)
     if not colours and not light and not moving:
         raise UserError("nothing was measured that a caption could say")
     kind = " ".join(word for word in (light, colourful) if word)
@@ -80,10 +77,6 @@ def colour_name(red: float, green: float, blue: float) -> str:
     if name == "orange" and light < 0.4:
         name = "brown"
     return f"dark {name}" if light < 0.28 and name != "brown" else name
-
-
-def _band(value: float | None, limits: Sequence[tuple[float, str]]) -> str:
-    return "" if value is None else next(word for limit, word in limits if value < limit)
 
 
 def _article(word: str) -> str:

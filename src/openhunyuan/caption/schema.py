@@ -44,8 +44,9 @@ class Caption(Record):
     """What is said about one clip.
 
     `short` and `dense` must not be empty; any other description may be. `camera` is one of `CAMERA_MOVES`, or None
-    where no prediction was confident (only confident labels enter a caption). `tags` are free words from metadata:
-    source, quality and others. Frozen; a wrong value or an unknown field raises `UserError`.
+    where no prediction was confident (only confident labels enter a caption). `tags` are words for where the
+    clip comes from and how it was measured to look (`caption.tags`). Frozen; a wrong value or an unknown field raises
+    `UserError`.
     """
 
     short: str

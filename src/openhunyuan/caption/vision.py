@@ -3,7 +3,7 @@
 The model is behind an OpenAI-compatible address (vLLM, llama.cpp, a hosted one; here), or in a folder opened by
 transformers (`caption.local`) or by vLLM (`caption.vllm`). The answer must be a JSON object with the fields of
 `caption.schema.Caption`; one that is not is sent back once with the reason. The camera is not asked for: language
-models are known to be wrong about it more often than not.
+models are known to be wrong about it more often than not. Nor are tags, which are measured.
 """
 
 from __future__ import annotations
@@ -146,6 +146,8 @@ class Vision(Captioner):
         except ChatError as error:
             if error.refused:
                 raise Declined(str(error)) from None
+            if error.of_request:
+                raise UserError(str(error)) from None
             raise TryLater(str(error)) from None
 
 
@@ -156,7 +158,7 @@ def read_caption(answer: str) -> Caption:
         if is_refusal(answer):
             raise Declined(f"refused: {answer[:200]}")
         raise UserError("there is no complete JSON object in the answer")
-    values = {name: value for name, value in found.items() if value is not None and name != "camera"}
+    values = {name: value for name, value in found.items() if value is not None and name not in ("camera", "tags")}
     caption = Caption(**values)
     if is_refusal(caption.dense):
         raise Declined(f"refused: {caption.dense[:200]}")

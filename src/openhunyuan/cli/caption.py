@@ -65,9 +65,12 @@ def run(args: Sequence[str]) -> int:
     from openhunyuan.base.require import require
     from openhunyuan.caption.captioner import caption_clips
     from openhunyuan.curate.run import MANIFEST, read_clips
+    from openhunyuan.curate.tables import alone
 
     read_clips(options.data)
     require("pyarrow", extra="curate")
+    with alone(Path(options.data)):
+        pass  # another run is told before a model is loaded
     captioner = _captioner(options)
     with step_bar() as show:
         report = caption_clips(
@@ -85,6 +88,11 @@ def run(args: Sequence[str]) -> int:
             out.print(f"{count} {what}")
     for reason, count in report.reasons:
         out.print(f"  {count}x {reason}", markup=False)
+    if report.others:
+        count, names = sum(count for _, count in report.others), ", ".join(name for name, _ in report.others)
+        out.print(f"{count} of {report.kept} clips have their caption by another captioner: {names}", markup=False)
+    if report.none:
+        out.print(f"{report.none} of {report.kept} clips have no caption")
     print(Path(options.data) / MANIFEST)
     return 0
 

@@ -51,6 +51,10 @@ from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, s
 
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
 CUT = "cut"
+CAPTION = "caption"
+ORDER = f"{TABLES}/{CAPTION}/order.json"
+"""Keys of the captioners, the one that captioned last at the end: not file times, which a copy may lose."""
+
 CHANGED: dict[str, Any] = {"error": "the source changed while it was read; run again"}
 """Stands for the row of a source that became another file during the run: nothing is written down about it."""
 
@@ -482,15 +486,14 @@ def attach_captions(data: Path, clips: Sequence[Clip]) -> list[Clip]:
     """The clips with every caption that was ever written for their files, oldest captioner first."""
     captions: dict[str, list[ClipCaption]] = {}
     cameras: dict[str, str] = {}
-    folders = [p for p in data.glob(f"{TABLES}/caption/*") if any(p.glob("*.parquet"))]
-    for folder in sorted(folders, key=lambda p: (max(f.stat().st_mtime_ns for f in p.glob("*.parquet")), p.name)):
-        for row in (row for rows in read_rows(folder).values() for row in rows):
+    for version in caption_order(data):
+        for row in (row for rows in read_rows(data / TABLES / CAPTION / version).values() for row in rows):
             if row["error"] is None and row["reason"] is None:
                 fields = json.loads(row["fields"])
                 # A row with a window is about these frames of the clip; its camera is not the whole clip's.
                 window = None if row.get("first") is None else (row["first"], row["last"])
                 caption = ClipCaption(
-                    captioner=row["captioner"], text=row["text"], fields=fields, version=folder.name, window=window
+                    captioner=row["captioner"], text=row["text"], fields=fields, version=version, window=window
                 )
                 captions.setdefault(row["key"], []).append(caption)
                 if fields.get("camera") and window is None:
@@ -501,6 +504,22 @@ def attach_captions(data: Path, clips: Sequence[Clip]) -> list[Clip]:
         )
         for clip in clips
     ]
+
+
+def caption_order(data: Path, newest: str | None = None) -> list[str]:
+    """Keys of the captioners in the order in which they last captioned a clip, kept in `ORDER`. newest: the key of the
+    one that is about to."""
+    path = data / ORDER
+    known: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    # Folders from before the order was kept: file times tell once, and are not asked again.
+    parts = {folder: [*folder.glob("*.parquet")] for folder in data.glob(f"{TABLES}/{CAPTION}/*") if folder.is_dir()}
+    times = {f.name: max(p.stat().st_mtime_ns for p in found) for f, found in parts.items() if found}
+    order = [*sorted(times.keys() - {*known}, key=lambda key: (times[key], key)), *known]
+    if newest is not None:
+        order = [*(key for key in order if key != newest), newest]
+    if order != known:
+        write_atomic(path, (json.dumps(order) + "\n").encode())
+    return order
 
 
 def forgotten_sources(data: Path) -> set[str]:
