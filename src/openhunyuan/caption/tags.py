@@ -36,8 +36,6 @@ SHARPNESS = Bands(
     ((1.8, "sharp"), (2.4, ""), (3.2, "slightly blurred"), (inf, "blurred")),
 )
 BLOCKS = Bands(("quality.blockiness",), ((1.3, ""), (inf, "compression blocks")))
-# The worst of the ten photographs of the package's Gaussian is at 15.
-NIQE = Bands(("niqe.distance",), ((20, ""), (inf, "low picture quality")))
 _MOTION = Bands(
     ("motion.speed", "raft.speed"),
     ((1, "almost no motion"), (4, "little motion"), (15, "moderate motion"), (inf, "fast motion")),
@@ -57,5 +55,5 @@ def caption_tags(clip: Clip, scores: Mapping[str, float]) -> tuple[str, ...]:
     and the light's encoding do not show in the clip's file. The shape is the file's, which may have been cropped."""
     shape = "landscape" if clip.width > clip.height else "portrait" if clip.width < clip.height else "square"
     lines = [tag for tag in clip.tags if re.fullmatch(r"(below )?\d+p", tag)]
-    quality = [bands.word(scores) for bands in (SHARPNESS, LIGHT, CONTRAST, COLOUR, BLOCKS, NIQE)]
+    quality = [bands.word(scores) for bands in (SHARPNESS, LIGHT, CONTRAST, COLOUR, BLOCKS)]
     return (shape, *lines, *(word for word in (*quality, motion_word(scores)) if word))
