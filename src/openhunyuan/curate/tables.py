@@ -169,15 +169,26 @@ def stored(digest: str, suffix: str = ".mp4") -> str:
 @contextmanager
 def alone(data: Path) -> Iterator[None]:
     """Be the only run that writes to a data folder. Raises UserError when there is another; a dead one is none."""
+    with locked(data / ".lock", f"Another run is writing to {data}; wait until it ends, or name another folder."):
+        yield
+
+
+@contextmanager
+def locked(path: Path, taken: str | None) -> Iterator[None]:
+    """Hold the lock of this file. Where another holds it: raises UserError saying `taken`, or waits where that is
+    None. A dead process holds none."""
     fcntl: Any = require("fcntl") if os.name == "posix" else None
-    with (data / ".lock").open("w") as lock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
         try:
             if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
         except BlockingIOError:
-            raise UserError(f"Another run is writing to {data}; wait until it ends, or name another folder.") from None
+            raise UserError(str(taken)) from None
         except OSError as error:
-            log.warning("%s cannot be locked (%s): see to it that no second run writes there", data, error.strerror)
+            log.warning(
+                "%s cannot be locked (%s): see to it that no one else writes there", path.parent, error.strerror
+            )
         yield
 
 
