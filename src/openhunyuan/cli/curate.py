@@ -251,6 +251,8 @@ def _sets(data: Path) -> None:
     for reason in dict.fromkeys(r.refused for r in reports if r.refused):
         names = ", ".join(r.name for r in reports if r.refused == reason)
         out.print(f"{names} not built: {reason}", markup=False)
+    for sentence in filter(None, (r.lacks for r in reports)):
+        out.print(sentence, markup=False)
 
 
 def _report(options: ReportOptions) -> int:

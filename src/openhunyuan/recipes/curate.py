@@ -136,8 +136,8 @@ SETS = (
             _side(540),
             _text(0.005),
             _moves(1.5),
-            # No aesthetic model: the two statistics are called what they are, and are refused as proxies.
             _at_most("blocks", "quality.blockiness", 1.3, "shows blocks of its codec", "other", removes=2),
+            # Stands in for an aesthetic model, and is refused as a proxy; `models.choice` puts models in its place.
             _at_least("colour", "quality.colourfulness", 12.0, "is almost without colour", "aesthetic", removes=13),
             _clear(2.4),
         ),
