@@ -194,7 +194,7 @@ def test_a_run_with_networks_from_the_command_line(tmp_path: Path, capsys: pytes
     published = page.split("ran a published network")[1].split("</ul>")[0]
     assert "<code>embedding</code>" in published and "blur" not in published and "niqe" not in published
     assert "<code>blur</code>" in page.split("ran weights of this package")[1].split("</ul>")[0]
-    assert "scores without a threshold" in page and "<b>niqe.distance</b>" in page
+    assert "scores without a threshold" in page and "<b>quality.noise</b>" in page
     capsys.readouterr()
     transnet.write_bytes(b"\x80\x04 not weights")
     (tmp_path / "data2").mkdir()
