@@ -120,6 +120,27 @@ def test_with_all_networks_no_set_rests_on_a_stand_in(tmp_path: Path) -> None:
     assert "blur: " in str(refused["540p"]) and "quality: " not in str(refused["540p"])
 
 
+def test_images_are_filtered_by_text_and_by_a_detector(tmp_path: Path) -> None:
+    scores = {"clip.short_side": 600.0, "quality.contrast": 200.0, "blur.width": 1.0, "crop.left": 1.0}
+    with_detector = with_networks(LADDER_PLAN, everything(tmp_path, text="strokes"))
+    for plan, mark, marked_passes in (
+        (LADDER_PLAN, {}, True),  # nothing says anything about marks on a still
+        (with_detector, {"watermark_detector.confidence": 0.9}, False),
+    ):
+        found = [{}, {"text.other_share": 0.2}, mark]
+        images = [
+            Clip(
+                id=clip_id(str(n), 0, 1), kind="image", source="a.png", source_sha256=str(n), start_frame=0,
+                end_frame=1, fps=1.0, height=600, width=600, scores={**scores, **more},
+            )
+            for n, more in enumerate(found)
+        ]  # fmt: skip
+        assert plan.ladder
+        both = ("image-256", "image-512")
+        sets = [clip.sets for clip in climb(images, plan.ladder, plan.filters, plan.measures).clips]
+        assert sets == [both, (), both if marked_passes else ()]
+
+
 def test_a_models_score_without_a_limit_waits_for_one(tmp_path: Path) -> None:
     plan = with_networks(LADDER_PLAN, everything(tmp_path, aesthetic="none"))
     waiting = {r.name: r.waiting for r in climbed(plan, calibrated=False)[0]}
