@@ -58,10 +58,10 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     ignored: Counter[str] = Counter()
     assert len(find_videos(tmp_path, ignored=ignored)) == 7
     assert ignored == {".mp3": 2, "hidden": 1, "without ending": 1, ".jpg": 1, ".ogg": 1, ".txt": 2}
-    assert said_of(ignored).startswith("8 files that are none (2 .")
+    assert said_of(ignored).startswith("8 (2 .")
     for video in find_videos(tmp_path):
         video.unlink()
-    with pytest.raises(UserError, match=r"No video .*; there are 8 files that are none"):
+    with pytest.raises(UserError, match=r"No video .*; other files there: 8 "):
         find_videos(tmp_path)
 
 

@@ -152,7 +152,7 @@ def _curate(options: CurateOptions) -> int:
     ignored: Counter[str] = Counter()
     find_videos(options.raw, None, options.images in ("files", "both"), ignored)
     if ignored:
-        console(stderr=True).print(f"Left out: {said_of(ignored)}.", markup=False)
+        console(stderr=True).print(f"Other files, left out: {said_of(ignored)}.", markup=False)
     check_folder(Path(options.output))
     with _engine(options) as engine, step_bar() as show:
         result = curate(options.raw, options.output, plan, retry=options.retry, on_progress=show, engine=engine)

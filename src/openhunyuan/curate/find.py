@@ -54,15 +54,15 @@ def find_videos(
     if not videos:
         wanted = (*VIDEO_SUFFIXES, *(IMAGE_SUFFIXES if images else ()))
         what = "video or image" if images else "video"
-        others = f"; there are {said_of(ignored)}" if ignored else ""
+        others = f"; other files there: {said_of(ignored)}" if ignored else ""
         raise UserError(f"No {what} ({', '.join(wanted)}) was found at {printable(path)}{others}.")
     return videos
 
 
 def said_of(ignored: Counter[str]) -> str:
-    """Files that are left out in words: how many, and their endings, the commonest first."""
+    """How many files are left out, and in brackets how many of each ending, the commonest first."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(8))
-    return f"{ignored.total()} files that are none ({kinds}{', …' if len(ignored) > 8 else ''})"
+    return f"{ignored.total()} ({kinds}{', …' if len(ignored) > 8 else ''})"
 
 
 def printable(path: Path | str) -> str:
