@@ -1,12 +1,13 @@
 """Every file that is a video is found, and every one that cannot be taken is spoken of."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.find import begins_as_video, find_videos, printable
+from openhunyuan.curate.find import begins_as_video, find_videos, printable, said_of
 
 
 def test_videos_are_known_by_extension_or_by_their_first_bytes(tmp_path: Path) -> None:
@@ -22,6 +23,46 @@ def test_videos_are_known_by_extension_or_by_their_first_bytes(tmp_path: Path) -
     assert told == []
     assert begins_as_video(b"RIFF\0\0\0\0AVI LIST")
     assert not begins_as_video(b"RIFF\0\0\0\0WAVEfmt ")
+
+
+def packets(size: int, start: int, count: int = 8) -> bytes:
+    """A transport stream in packets of this size, 0x47 at `start` of each."""
+    return count * (bytes(start) + b"\x47" + bytes(size - start - 1))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        packets(188, 0),
+        packets(192, 4),
+        b"\0\0\1\xba" + bytes(12),
+        b"\0\0\1\xb3" + bytes(12),
+        b"OggS" + bytes(24) + b"\x80theora",
+        bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+        bytes.fromhex("060e2b34020501010d0102010102"),
+    ],
+)
+def test_a_video_with_a_foreign_name_is_found(tmp_path: Path, head: bytes) -> None:
+    for name in ("film.mp3", "film.bin"):
+        (tmp_path / name).write_bytes(head)
+    assert [p.name for p in find_videos(tmp_path)] == ["film.bin", "film.mp3"]
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    for name in ("a.mts", "b.M2TS", "c.vob", "d.ogv", "e.mxf", "f.asf", "g.m2v"):
+        (tmp_path / name).touch()
+    for name in ("x.mp3", "y.mp3", ".hidden", "notes", "z.jpg", "song.ogg"):
+        (tmp_path / name).write_bytes(b"OggS" + bytes(24) + b"\x01vorbis")
+    for name, content in (("g.txt", b"G" * 400), ("short.txt", b"G")):
+        (tmp_path / name).write_bytes(content.ljust(2000, b"."))
+    ignored: Counter[str] = Counter()
+    assert len(find_videos(tmp_path, ignored=ignored)) == 7
+    assert ignored == {".mp3": 2, "hidden": 1, "without ending": 1, ".jpg": 1, ".ogg": 1, ".txt": 2}
+    assert said_of(ignored).startswith("8 (2 .")
+    for video in find_videos(tmp_path):
+        video.unlink()
+    with pytest.raises(UserError, match=r"No video .*; other files there: 8 "):
+        find_videos(tmp_path)
 
 
 def test_what_cannot_be_taken_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
@@ -22,6 +23,7 @@ from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.report import write_report
 from openhunyuan.curate.run import Plan, curate, read_clips
 from openhunyuan.curate.stills import Still, look_at, open_footage
+from openhunyuan.curate.tables import read_rows
 from tests.curate.films import save, shot
 
 
@@ -186,6 +188,17 @@ def test_another_threshold_and_no_ladder_read_nothing_again(raw: Path, data: Pat
     assert read_sets(data) == [] and not (data / "sets.parquet").exists()
     curate(raw, data, PLAN)
     assert (data / "manifest.jsonl").read_bytes() == stamp
+
+
+def test_every_table_is_read_by_others(data: Path) -> None:
+    folders = sorted(folder for folder in data.glob("tables/*/*") if any(folder.glob("*.parquet")))
+    assert {"images", "split", "quality", "fingerprint", "cut"} <= {folder.parent.name for folder in folders}
+    for folder in folders:
+        whole = parquet.read_table(folder)
+        for part in folder.glob("*.parquet"):
+            assert parquet.read_schema(part).equals(whole.schema), part
+        rows = read_rows(folder)
+        assert sorted(whole["key"].to_pylist()) == sorted(key for key, found in rows.items() for _ in found)
 
 
 def test_the_report_shows_both_kinds(data: Path) -> None:

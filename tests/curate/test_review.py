@@ -85,6 +85,33 @@ def test_a_line_that_a_death_cut_off_is_dropped_and_a_wrong_one_is_named(tmp_pat
         Answers(tmp_path)
 
 
+def test_two_that_write_take_nothing_from_each_other(tmp_path: Path) -> None:
+    one, other = Answers(tmp_path), Answers(tmp_path)
+    for number in range(3):
+        one.add(answer("ann", number))
+    other.add(answer("bob", 0))
+    one.add(answer("ann", 3))
+    lines = one.path.read_text().splitlines()
+    assert [json.loads(line)["annotator"] for line in lines] == ["ann", "ann", "ann", "bob", "ann"]
+    assert one.newest() == other.newest() == Answers(tmp_path).newest()
+    forget_answers(tmp_path, {make_clip(0).id})
+    assert len(one.newest()) == 3, "what is forgotten elsewhere is forgotten here"
+    one.add(answer("ann", 4))
+    assert len(Answers(tmp_path).newest()) == 4
+
+
+def test_a_review_is_served_once(tmp_path: Path) -> None:
+    review = Review(tmp_path, [make_clip(1, tmp_path)], Rule())
+    first = ReviewServer(review)
+    with pytest.raises(UserError, match="is being served already"):
+        ReviewServer(review)
+    first.start()
+    first.close()
+    again = ReviewServer(review)
+    again.start()
+    again.close()
+
+
 def test_a_clip_passes_by_a_majority_in_every_view_of_enough_people() -> None:
     two = Rule(people=2)
     assert verdict([answer("a", 1)], two) is None
@@ -225,14 +252,21 @@ def review(tmp_path: Path) -> Review:
 
 
 @pytest.fixture
-def client(review: Review) -> Iterator[Client]:
+def server(review: Review) -> Iterator[ReviewServer]:
     server = ReviewServer(review)
     server.start()
-    yield Client(server.url)
+    yield server
     server.close()
 
 
-def test_a_review_from_the_first_clip_to_the_last_and_on_after_a_restart(client: Client, review: Review) -> None:
+@pytest.fixture
+def client(server: ReviewServer) -> Client:
+    return Client(server.url)
+
+
+def test_a_review_from_the_first_clip_to_the_last_and_on_after_a_restart(
+    client: Client, review: Review, server: ReviewServer
+) -> None:
     status, page, headers = client.send("GET", "/")
     assert status == 200 and b"<html" in page
     assert "default-src 'self'" in headers["Content-Security-Policy"]
@@ -258,6 +292,7 @@ def test_a_review_from_the_first_clip_to_the_last_and_on_after_a_restart(client:
     assert set(item["answer"]["views"].values()) == {True}
     other = dict.fromkeys(item["answer"]["views"], False)
     assert client.json("POST", "/api/answer", {"annotator": "Ann B", "clip": seen[0], "views": other})[0] == 200
+    server.close()
     again = ReviewServer(Review(review.data, review.clips.values(), review.rule))
     again.start()
     try:
@@ -375,6 +410,7 @@ def test_a_body_without_a_length_and_a_line_that_is_no_request(client: Client) -
         assert b'"error"' in reply
 
 
-def test_a_port_that_is_taken_is_said(client: Client, review: Review) -> None:
+def test_a_port_that_is_taken_is_said(client: Client, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
     with pytest.raises(UserError, match="--port"):
-        ReviewServer(review, int(client.host.split(":")[1]))
+        ReviewServer(Review(elsewhere, [make_clip(1, elsewhere)], Rule()), int(client.host.split(":")[1]))

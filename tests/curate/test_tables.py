@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from pydantic import Field
 
@@ -44,8 +46,40 @@ def test_rows_come_back_with_their_types(tmp_path: Path) -> None:
     assert (rows["b"][0]["reason"], rows["b"][0]["score"]) == ("is dark", 0.1)
     assert rows["c"][0]["error"] == "is broken"
     assert [row["level"] for row in rows["d"]] == [1.0, 2.0]
-    about = json.loads((table.folder / "stage.json").read_text())
+    about = json.loads((table.folder / "_stage.json").read_text())
     assert about["parameters"] == {"side": 8}
+
+
+def test_all_parts_have_the_same_columns_and_types(tmp_path: Path) -> None:
+    table = Table(tmp_path, Brightness())
+    table.add([Outcome("a", error="is broken")])
+    table.add([Outcome("b", ({"level": 0, "box": [], "lines": 2, "jpeg": None},))])
+    table.add([Outcome("c", ({"level": 0.25, "box": [1.0], "lines": 3, "jpeg": b"x"},))])
+    table.add([Outcome("d", drop=Drop(stage="s", reason="is dark", score=0.1))])
+    table.add([Outcome("e", ({"level": 1, "box": [2], "lines": 4, "jpeg": None},))])
+    found = parquet.read_table(table.folder)
+    assert found.sort_by("key")["level"].to_pylist() == [None, 0.0, 0.25, None, 1.0]
+    assert found.schema.field("lines").type == pyarrow.int64() and found.schema.field("score").type == pyarrow.float64()
+    assert len(list(table.folder.glob("*.parquet"))) == 3, "parts are only written anew where types change"
+    again = Table(tmp_path, Brightness()).rows()
+    assert (again["b"][0]["level"], again["e"][0]["box"], again["a"][0]["error"]) == (0, [2.0], "is broken")
+
+
+def test_a_table_of_an_earlier_version_is_read_and_becomes_readable_to_others(tmp_path: Path) -> None:
+    table = Table(tmp_path, Brightness())
+    (table.folder / "_stage.json").rename(table.folder / "stage.json")
+    common: dict[str, object] = {"error": None, "reason": None, "score": None}
+    for number, row in enumerate(({}, {"level": 0}, {"level": 0.25})):
+        part = pyarrow.Table.from_pylist([{"key": f"k{number}", **common, **row}])
+        parquet.write_table(part, table.folder / f"{number:08d}.parquet")
+    assert [t.folder for t in all_tables(tmp_path)] == [table.folder]
+    new = Table(tmp_path, Brightness())
+    assert [new.rows()[key][0].get("level") for key in ("k0", "k1", "k2")] == [None, 0, 0.25]
+    assert len(all_tables(tmp_path)) == 1
+    new.merge()
+    assert parquet.read_table(table.folder)["level"].to_pylist() == [None, 0.0, 0.25]
+    assert new.forget({"k1"}) == 1
+    assert set(Table(tmp_path, Brightness()).rows()) == {"k0", "k2"}
 
 
 def test_bulky_columns_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

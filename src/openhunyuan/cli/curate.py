@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +141,7 @@ def run(args: Sequence[str]) -> int:
 
 def _curate(options: CurateOptions) -> int:
     from openhunyuan.base.require import require
-    from openhunyuan.curate.find import find_videos
+    from openhunyuan.curate.find import find_videos, said_of
     from openhunyuan.curate.run import curate
     from openhunyuan.infer.output import check_folder
 
@@ -148,7 +149,10 @@ def _curate(options: CurateOptions) -> int:
     for module, package in (("cv2", "opencv-python-headless"), ("scenedetect", "scenedetect-headless")):
         require(module, extra="curate", package=package)
     require("pyarrow", extra="curate")
-    find_videos(options.raw, images=options.images in ("files", "both"))
+    ignored: Counter[str] = Counter()
+    find_videos(options.raw, None, options.images in ("files", "both"), ignored)
+    if ignored:
+        console(stderr=True).print(f"Other files, left out: {said_of(ignored)}.", markup=False)
     check_folder(Path(options.output))
     with _engine(options) as engine, step_bar() as show:
         result = curate(options.raw, options.output, plan, retry=options.retry, on_progress=show, engine=engine)
@@ -251,6 +255,8 @@ def _sets(data: Path) -> None:
     for reason in dict.fromkeys(r.refused for r in reports if r.refused):
         names = ", ".join(r.name for r in reports if r.refused == reason)
         out.print(f"{names} not built: {reason}", markup=False)
+    for sentence in filter(None, (r.lacks for r in reports)):
+        out.print(sentence, markup=False)
 
 
 def _report(options: ReportOptions) -> int:

@@ -14,6 +14,9 @@ from pydantic import Field
 
 from openhunyuan.base.record import Record
 
+BLOCK = 1 << 22
+"""Most products of vectors and centres that are held at once."""
+
 
 class Concepts(Record):
     """How clips are grouped and weighted."""
@@ -40,22 +43,34 @@ def cluster(vectors: np.ndarray, config: Concepts) -> tuple[np.ndarray, np.ndarr
 def spherical_kmeans(vectors: np.ndarray, count: int, rounds: int, seed: int) -> np.ndarray:
     """Group of each unit vector by the nearest of `count` centres (cosine). Groups are numbered by size, largest 0."""
     rng = np.random.default_rng(seed)
-    centres = vectors[[int(rng.integers(len(vectors)))]]
-    while len(centres) < count:  # k-means++: far from those that are there
-        gap = np.maximum(1.0 - (vectors @ centres.T).max(axis=1), 0.0)
+    chosen = [int(rng.integers(len(vectors)))]
+    near = vectors @ vectors[chosen[0]]
+    while len(chosen) < count:  # k-means++: far from those that are there
+        gap = np.maximum(1.0 - near, 0.0)
         if gap.sum() <= 1e-9:
             break
-        centres = np.concatenate([centres, vectors[[int(rng.choice(len(vectors), p=gap / gap.sum()))]]])
+        chosen.append(int(rng.choice(len(vectors), p=gap / gap.sum())))
+        near = np.maximum(near, vectors @ vectors[chosen[-1]])
+    centres = vectors[chosen]
     groups = np.full(len(vectors), -1)
     for _ in range(rounds):
-        nearest = (vectors @ centres.T).argmax(axis=1)
+        nearest = _nearest(vectors, centres)
         if (nearest == groups).all():
             break
         groups = nearest
-        for k in range(len(centres)):
-            total = vectors[groups == k].sum(axis=0) if (groups == k).any() else centres[k]
+        by_group = np.argsort(groups, kind="stable")
+        ends = np.cumsum(np.bincount(groups, minlength=len(centres)))
+        for k, members in enumerate(np.split(by_group, ends[:-1])):
+            total = vectors[members].sum(axis=0) if members.size else centres[k]
             centres[k] = total / max(float(np.linalg.norm(total)), 1e-9)
     sizes = np.bincount(groups, minlength=len(centres))
     rank = np.empty(len(centres), int)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(len(centres))
     return rank[groups]
+
+
+def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The nearest centre of each vector, some vectors at a time: memory does not grow with both numbers."""
+    step = max(1, BLOCK // len(centres))
+    blocks = range(0, len(vectors), step)
+    return np.concatenate([(vectors[i : i + step] @ centres.T).argmax(axis=1) for i in blocks])

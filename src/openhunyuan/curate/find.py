@@ -5,43 +5,64 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate.stills import IMAGE_SUFFIXES, is_image
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv",
+    ".mts", ".m2ts", ".vob", ".ogv", ".mxf", ".asf", ".m2v", ".3gp",
+)  # fmt: skip
 
 PARTIAL_SUFFIXES = (".part", ".crdownload", ".download", ".tmp", ".ytdl", ".aria2")
 """What downloads are called as long as they are not done."""
 
-_SILENT_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".heic", ".avif", ".wav", ".mp3", ".flac", ".m4a", ".mka")
-_NO_FILM = (b"heic", b"heix", b"mif1", b"avif", b"avis", b"M4A ", b"M4B ", b"crx ")
+_SOUND_SUFFIXES = (".mka", ".m4a", ".m4b", ".wma", ".oga", ".opus")
+"""Sound in the containers of videos."""
+
+_NO_FILM = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"M4A ", b"M4B ", b"crx ")
 """Brands of ISO files that are pictures or sound."""
+
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_MXF = bytes.fromhex("060e2b34020501010d010201")
+HEAD = 2048
+"""Bytes of a file's beginning that are looked at."""
 
 Complain = Callable[[str, str], None]
 """Called with a path that can be printed, and why it is not taken."""
 
 
-def find_videos(path: Path | str, complain: Complain | None = None, images: bool = False) -> list[Path]:
+def find_videos(
+    path: Path | str, complain: Complain | None = None, images: bool = False, ignored: Counter[str] | None = None
+) -> list[Path]:
     """A video file, or all videos (and `images`) below a folder in sorted order. Raises UserError when there is none.
 
     A file is taken for a video by its extension, or, with another one, by its first bytes. Hidden files and unfinished
     downloads are left out. `complain` is told of folders that cannot be read, of things that have a video's name and
-    are no files, and of names that are no text.
+    are no files, and of names that are no text. `ignored` counts the other files by their endings.
     """
     path = Path(path)
     complain = complain or (lambda *_: None)
     if path.is_file() and is_image(path) and not images:
         raise UserError(f"{printable(path)} is an image; images are taken with --images files.")
-    videos = [path] if path.is_file() else sorted(_walk(path, complain, images))
+    ignored = Counter() if ignored is None else ignored
+    videos = [path] if path.is_file() else sorted(_walk(path, complain, images, ignored))
     videos = [video for video in videos if _can_be_taken(video, complain)]
     if not videos:
         wanted = (*VIDEO_SUFFIXES, *(IMAGE_SUFFIXES if images else ()))
         what = "video or image" if images else "video"
-        raise UserError(f"No {what} ({', '.join(wanted)}) was found at {printable(path)}.")
+        others = f"; other files there: {said_of(ignored)}" if ignored else ""
+        raise UserError(f"No {what} ({', '.join(wanted)}) was found at {printable(path)}{others}.")
     return videos
+
+
+def said_of(ignored: Counter[str]) -> str:
+    """How many files are left out, and in brackets how many of each ending, the commonest first."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(8))
+    return f"{ignored.total()} ({kinds}{', …' if len(ignored) > 8 else ''})"
 
 
 def printable(path: Path | str) -> str:
@@ -49,8 +70,9 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _walk(top: Path, complain: Complain, images: bool) -> Iterator[Path]:
-    """Files that may be videos, or images. Links to folders are followed, each folder once."""
+def _walk(top: Path, complain: Complain, images: bool, ignored: Counter[str]) -> Iterator[Path]:
+    """Files that may be videos, or images. Links to folders are followed, each folder once. The others are counted by
+    what they are."""
     seen: set[tuple[int, int]] = set()
 
     def told(error: OSError) -> None:
@@ -67,27 +89,39 @@ def _walk(top: Path, complain: Complain, images: bool) -> Iterator[Path]:
             file = Path(folder) / name
             if not name.startswith(".") and ((images and is_image(file)) or _may_be_video(file)):
                 yield file
+            else:
+                ignored["hidden" if name.startswith(".") else printable(file.suffix.lower()) or "without ending"] += 1
 
 
 def _may_be_video(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return True
-    if suffix in PARTIAL_SUFFIXES or suffix in _SILENT_SUFFIXES:
+    if suffix in PARTIAL_SUFFIXES or suffix in _SOUND_SUFFIXES:
         return False
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
         with path.open("rb") as file:
-            return begins_as_video(file.read(16))
+            return begins_as_video(file.read(HEAD))
     except OSError:
         return False
 
 
 def begins_as_video(head: bytes) -> bool:
-    """Whether the first 16 bytes are those of an ISO (mp4, mov), Matroska, AVI or FLV file."""
+    """Whether the first bytes, `HEAD` of them where there are so many, are those of an ISO (mp4, mov), Matroska, AVI,
+    FLV, MPEG (transport, program or elementary stream), Ogg, ASF (wmv) or MXF file; Ogg with Theora or VP8."""
     iso = head[4:8] == b"ftyp" and head[8:12] not in _NO_FILM
-    return iso or head[:4] == b"\x1aE\xdf\xa3" or (head[:4], head[8:12]) == (b"RIFF", b"AVI ") or head[:4] == b"FLV\x01"
+    ogg = head[:4] == b"OggS" and (b"theora" in head or b"OVP80" in head)
+    first = (b"\x1aE\xdf\xa3", b"FLV\x01", b"\0\0\1\xba", b"\0\0\1\xb3", _ASF, _MXF)
+    return iso or ogg or head.startswith(first) or (head[:4], head[8:12]) == (b"RIFF", b"AVI ") or _is_transport(head)
+
+
+def _is_transport(head: bytes) -> bool:
+    """Whether 0x47 begins every packet of an MPEG transport stream: of 188 bytes, or 192 with a time before each."""
+    return any(
+        len(head) > start + 4 * size and set(head[start::size]) == {0x47} for start, size in ((0, 188), (4, 192))
+    )
 
 
 def _can_be_taken(path: Path, complain: Complain) -> bool:

@@ -9,8 +9,9 @@ what each group of filters takes away; thresholds themselves were never publishe
 Every filter of every set decides about every clip, whatever else has failed: the table `sets.parquet` has a row for
 each. All of it is made anew from stored scores at every run; a changed threshold measures nothing.
 
-A score that only stands in for the report's model (`Measure.proxy`) does not build the sets from 540p on, unless it is
-allowed by name.
+A score that only stands in for the report's model (`Measure.proxy`, without `FACTS`) does not build the sets from 540p
+on, unless it is allowed by name. A filter without a limit, on a model's score for which nobody has tuned one, waits for
+a threshold: a calibrated set finds it, an absolute one is made without the filter and says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,14 @@ PASSED, FAILED, NO_SCORE, NOT_COMPARED = "passed", "failed", "no score", "not co
 YIELD, LISTED = "source.yield", "source.listed"
 """Scores of a clip's source: the share of its clips that are in the set below; 1 where the set takes the source."""
 
+
+FACTS = frozenset(
+    f"quality.{column}"
+    for column in (
+        "brightness", "contrast", "dark_share", "bright_share", "noise", "blockiness", "frozen_share", "flicker",
+    )
+)  # fmt: skip
+"""Scores of proxies that are plain facts about the picture and stand in for no model."""
 
 Change = Callable[[Sequence[Filter]], tuple[Filter, ...]]
 """Filters → other filters."""
@@ -118,10 +127,23 @@ class SetReport:
     wanted: float | None = None
     filters: tuple[Attribution, ...] = ()
     refused: str | None = None
+    waiting: tuple[str, ...] = ()
+    """Scores of filters that the set was made without, for want of a limit."""
 
     @property
     def share(self) -> float:
         return self.kept / self.pool if self.pool else 0.0
+
+    @property
+    def lacks(self) -> str:
+        """One sentence about the filters that wait for a limit; empty when there is none."""
+        if not self.waiting:
+            return ""
+        example = f'--threshold "{self.name}:{self.waiting[0]}>=VALUE"'
+        return (
+            f"{self.name} was made without a limit on {' and '.join(self.waiting)}, for which nobody has tuned one: "
+            f"give it with {example}, or take --ladder calibrated."
+        )
 
 
 @dataclass
@@ -213,10 +235,11 @@ def _climb_kind(result: Climbed, places: Sequence[int], sets: Sequence[TrainingS
                 SetReport(one.name, one.kind, len(clips), int(members.sum()), 0, one.keep, (), refused)
             )
             continue
-        columns = _columns(one, number == 0, sets, clips, members, below, holds, climb)
+        filters, waiting = _limited(_tightened(holds, one), climb.ladder.calibrated and one.keep is not None)
+        columns = _columns(one, number == 0, sets, clips, members, below, filters, climb)
         holds = {c.filter.name: c.filter for c in columns if c.filter.name != DUPLICATE}
         after = members & _all_passed(columns, len(clips))
-        result.reports.append(_report(one, columns, below, members, after))
+        result.reports.append(replace(_report(one, columns, below, members, after), waiting=waiting))
         result.columns += [(ids, column) for column in columns]
         found.append((one, after, columns))
         members = below = after
@@ -231,11 +254,11 @@ def _columns(
     clips: list[Clip],
     members: np.ndarray,
     below: np.ndarray,
-    holds: Mapping[str, Filter],
+    filters: Sequence[Filter],
     climb: _Climb,
 ) -> list[Column]:
     """The verdicts of one set, in the order in which they count: what is given, duplicates, what is calibrated."""
-    filters, sources = _tightened(holds, one), _sources(clips, below, one)
+    sources = _sources(clips, below, one)
     calibrate = climb.ladder.calibrated and one.keep is not None
     given = [f for f in filters if not (calibrate and f.removes)]
     columns = [_column(one, f, clips, sources) for f in given]
@@ -280,7 +303,7 @@ def _refusal(one: TrainingSet, below: Sequence[TrainingSet], climb: _Climb) -> s
     if not one.refuse_proxies:
         return None
     filters = [*climb.base, *(f for each in below for f in each.filters)]
-    used = {f.score.split(".")[0] for f in filters} | ({DUPLICATE} if climb.better else set())
+    used = {f.score.split(".")[0] for f in filters if f.score not in FACTS} | ({DUPLICATE} if climb.better else set())
     used = {climb.rests.get(name, name) for name in used}
     allowed = climb.ladder.allow_proxy
     stand_ins = [m for m in climb.measures if m.proxy and m.name in used and m.name not in allowed]
@@ -299,6 +322,13 @@ def _tightened(holds: Mapping[str, Filter], one: TrainingSet) -> list[Filter]:
         own.append(Filter(name="source list", score=LISTED, at_least=1.0, reason=reason, group="source"))
     names = {f.name for f in own}
     return [*(f.model_copy(update={"removes": 0.0}) for f in holds.values() if f.name not in names), *own]
+
+
+def _limited(filters: Sequence[Filter], calibrate: bool) -> tuple[list[Filter], tuple[str, ...]]:
+    """(the filters that have a limit or will be given one by calibration, the scores of the others)."""
+    left = [f for f in filters if (f.at_least, f.at_most) != (None, None) or (calibrate and f.removes)]
+    known = {f.score for f in left}
+    return left, tuple(dict.fromkeys(f.score for f in filters if f.score not in known))
 
 
 def _tighter(below: Filter | None, own: Filter) -> Filter:
@@ -381,7 +411,7 @@ def _calibrated(
     left = left.copy()
     result = []
     for number, one in enumerate(filters):
-        values, rising = _values(one.score, clips, sources), one.at_least is not None
+        values, rising = _values(one.score, clips, sources), one.at_most is None
         known = values[left & ~np.isnan(values)]
         too_many = int(left.sum()) - wanted
         part = max(0, round(too_many * one.removes / sum(f.removes for f in filters[number:])))
@@ -449,7 +479,7 @@ def check(ladder: Ladder, base: Sequence[Filter], measures: Sequence[Measure]) -
                 raise UserError(f"The filter {f.name} looks at {known} in one set and at {f.score} in {one.name}.")
             if f.group not in GROUPS:
                 raise UserError(unknown("group", f.group, GROUPS))
-            if f.removes and (f.at_least is None) == (f.at_most is None):
+            if f.removes and None not in (f.at_least, f.at_most):
                 raise UserError(f"The filter {f.name} of {one.name} cannot be calibrated: it needs one limit, not two.")
 
 
@@ -508,7 +538,8 @@ def read_sets(data: Path | str) -> list[SetReport]:
     reports = []
     for row in read_json(path)["sets"]:
         lines = tuple(Attribution(**line) for line in row["filters"])
-        reports.append(SetReport(**{**{k: v for k, v in row.items() if k != "share"}, "filters": lines}))
+        known = {k: v for k, v in row.items() if k != "share"}
+        reports.append(SetReport(**{**known, "filters": lines, "waiting": tuple(row.get("waiting", ()))}))
     return reports
 
 

@@ -2,7 +2,7 @@
 
 The page stands alone (pictures inside), so that it can be sent. With a ladder it has the funnel in the shape of the
 report's figure 4, and for every set what each filter took, and what it alone took: what one would get back without it.
-Histograms show every score with the thresholds of all sets; contact strips show clips of every set, and those that a
+Histograms show every score, with the thresholds of all sets; contact strips show clips of every set, and those that a
 filter left out, the closest to its threshold first, for that is where a threshold is wrong; duplicates stand beside the
 clip that was kept instead.
 """
@@ -28,6 +28,7 @@ from openhunyuan.curate.charts import COLOURS, PUBLISHED, Limit, Step, funnel, h
 from openhunyuan.curate.clip import Clip
 from openhunyuan.curate.decide import DUPLICATE
 from openhunyuan.curate.ladder import FAILED, SetReport, read_sets, read_verdicts
+from openhunyuan.curate.models.choice import PACKAGED
 from openhunyuan.curate.review import SFT, VIEWS, Review, has_review, read_rule
 from openhunyuan.curate.run import QUARANTINE, RUN, read_clips
 from openhunyuan.curate.split import STAGE as SPLIT
@@ -155,6 +156,7 @@ def _ladder(all_: _Data) -> list[str]:
         for reason in dict.fromkeys(report.refused for report in reports if report.refused):
             names = ", ".join(report.name for report in reports if report.refused == reason)
             lines.append(f"<p class='note'><b>{names} not built:</b> {escape(str(reason))}.</p>")
+        lines += [f"<p class='note'>{escape(report.lacks)}</p>" for report in reports if report.lacks]
         below: SetReport | None = None
         for report in reports:
             if not report.refused:
@@ -288,14 +290,23 @@ def _histograms(all_: _Data) -> list[str]:
     lines: list[str] = []
     for kind in ("video", "image"):
         clips = [c for c in all_.clips if c.kind == kind and not (c.dropped and c.dropped.stage == SPLIT)]
-        charts = [chart for score, limits in _limits(all_, kind).items() if (chart := _chart(score, limits, clips))]
-        if charts:
+        limits = _limits(all_, kind)
+        charts = [chart for score, found in limits.items() if (chart := _chart(score, found, clips))]
+        others = sorted({score for clip in clips for score in clip.scores} - set(limits))
+        more = [chart for score in others if (chart := _chart(score, (), clips))]
+        if charts or more:
             title = "Scores and thresholds" + (" of the images" if kind == "image" else "")
             lines += [
                 f"<h2>{title}</h2>",
                 "<p class='muted'>Clips of the pool by score; darker: more sets let them in.</p>",
             ]
             lines += ["<div class='hists'>", *charts, "</div>"]
+        if more:
+            lines += [
+                f"<details><summary>{len(more)} scores without a threshold</summary><div class='hists'>",
+                *more,
+                "</div></details>",
+            ]
     return lines
 
 
@@ -318,8 +329,10 @@ def _chart(score: str, limits: Sequence[Limit], clips: Sequence[Clip]) -> str | 
     if not values.size:
         return None
     missing = len(clips) - values.size
-    failed = sum(not limits[0].passes(float(value)) for value in values)
-    said = f"{failed} of {values.size} fail{f' {limits[0].set}' if limits[0].set else ''}"
+    said = f"{values.size} clips"
+    if limits:
+        failed = sum(not limits[0].passes(float(value)) for value in values)
+        said = f"{failed} of {values.size} fail{f' {limits[0].set}' if limits[0].set else ''}"
     said += f"; {missing} without a score" if missing else ""
     return (
         f"<div><b>{escape(score)}</b> <span class='muted'>{said}; median {median(values.tolist()):.3g}</span><br>"
@@ -614,14 +627,18 @@ def _quarantine(failures: Sequence[dict[str, Any]]) -> list[str]:
 def _run(all_: _Data) -> list[str]:
     about = all_.about
     stages = [f"<code>{escape(s['name'])}</code> {escape(s['key'])}" for s in about.get("stages", [])]
-    models = [
-        f"<li><code>{escape(s['name'])}</code>: weights {escape(s['weights'][:16])}</li>"
-        for s in about.get("stages", [])
-        if s.get("weights")
-    ]
+    own, published = (
+        [
+            f"<li><code>{escape(s['name'])}</code>: weights {escape(s['weights'][:16])}</li>"
+            for s in about.get("stages", [])
+            if s.get("weights") and (s["name"] in PACKAGED) == packaged
+        ]
+        for packaged in (True, False)
+    )
     proxies = [f"<li><code>{escape(k)}</code>: {escape(v)}</li>" for k, v in about.get("proxies", {}).items()]
     lines = ["<h2>What was run</h2>", f"<p>{', '.join(stages)}</p>"] if stages else []
-    lines += ["<p>These stages ran a published network:</p><ul>", *models, "</ul>"] if models else []
+    lines += ["<p>These stages ran a published network:</p><ul>", *published, "</ul>"] if published else []
+    lines += ["<p>These stages ran weights of this package, or made by it:</p><ul>", *own, "</ul>"] if own else []
     lines += ["<p>These scores stand in for models:</p><ul>", *proxies, "</ul>"] if proxies else []
     ladder = about.get("ladder")
     if ladder:

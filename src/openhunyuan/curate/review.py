@@ -5,7 +5,7 @@ The report's last set, for supervised fine-tuning, was chosen by annotators on f
 found it good in every view.
 
     data/review/answers.jsonl   one line an answer, only ever added to; an annotator's newest about a file is the one
-                                that counts
+                                that counts; one server at a time takes answers
     data/review/rule.json       which set is reviewed, and how many people judge a clip
 
 Answers are about files (their hash): a clip that is cut anew is asked about anew. `curate.serve_review` is the page.
@@ -18,11 +18,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 from pydantic import Field, field_validator
 
@@ -31,6 +33,7 @@ from openhunyuan.base.files import write_atomic
 from openhunyuan.base.record import Record, read_json, unknown
 from openhunyuan.curate.clip import Clip
 from openhunyuan.curate.ladder import read_sets
+from openhunyuan.curate.tables import locked
 
 FOLDER, ANSWERS, RULE = "review", "answers.jsonl", "rule.json"
 SFT, KEPT = "sft", "kept"
@@ -106,55 +109,95 @@ def write_rule(data: Path | str, rule: Rule) -> None:
 
 
 class Answers:
-    """The answers of a data folder. Safe to use from several threads; one process at a time writes."""
+    """The answers of a data folder. Several threads and processes may add to it: none takes another's answer away."""
 
     def __init__(self, data: Path | str) -> None:
         self.path = Path(data) / FOLDER / ANSWERS
         self._lock = Lock()
-        answers, self._whole = _read(self.path)
-        self._newest = {(answer.annotator, answer.sha256): answer for answer in answers}
+        self._mark: tuple[int, int] | None = None
+        self._newest: dict[tuple[str, str], Answer] = {}
+        self._look()
 
     def newest(self) -> dict[tuple[str, str], Answer]:
         """(annotator, file hash) → the newest answer, in the order in which they were first given."""
         with self._lock:
+            self._look()
             return dict(self._newest)
 
     def add(self, answer: Answer) -> None:
         """Append an answer. It is on disk when this returns."""
-        with self._lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                if file.tell() > self._whole:
-                    file.truncate(self._whole)  # a line that a death left half written
+        with self._lock, _writing(self.path):
+            self._look()
+            with self.path.open("a+b") as file:
+                _end_whole(file)
                 file.write(answer.model_dump_json().encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-                self._whole = file.tell()
             self._newest[answer.annotator, answer.sha256] = answer
+            self._mark = _mark(self.path)
+
+    def _look(self) -> None:
+        """Read the file where it is not as it was left: others add answers, or forget some."""
+        mark = _mark(self.path)
+        if mark != self._mark:
+            self._newest = {(answer.annotator, answer.sha256): answer for answer in _read(self.path)}
+            self._mark = mark
 
 
-def _read(path: Path) -> tuple[list[Answer], int]:
-    """(answers, bytes of whole lines). Raises UserError naming a line that is no answer."""
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is added to or replaced."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size
+
+
+def _writing(path: Path) -> AbstractContextManager[None]:
+    """Held while answers are written; waits for others."""
+    return locked(path.with_name(".writing.lock"), None)
+
+
+def serving(data: Path | str) -> AbstractContextManager[None]:
+    """Be the only one that serves the review of a data folder. Raises UserError when there is another."""
+    taken = f"The review of {data} is being served already; go on there, or end that server first."
+    return locked(Path(data) / FOLDER / ".serving.lock", taken)
+
+
+def _end_whole(file: BinaryIO) -> None:
+    """Take away a last line without its end, which a death left half written."""
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _read(path: Path) -> list[Answer]:
+    """The answers in whole lines. Raises UserError naming a line that is no answer."""
     if not path.is_file():
-        return [], 0
+        return []
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
     answers = []
-    for number, line in enumerate(content[:whole].splitlines(), start=1):
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
         try:
             answers.append(Answer(**json.loads(line)))
         except (TypeError, ValueError) as error:
             raise UserError(f"Line {number} of {path} is not an answer: {error}") from None
-    return answers, whole
+    return answers
 
 
 def forget_answers(data: Path | str, clips: set[str]) -> int:
     """Remove all answers about these clips; returns how many there were."""
     path = Path(data) / FOLDER / ANSWERS
-    answers, _ = _read(path)
-    left = [answer for answer in answers if answer.clip not in clips]
-    if len(left) < len(answers):
-        write_atomic(path, "".join(answer.model_dump_json() + "\n" for answer in left).encode())
+    if not path.is_file():
+        return 0
+    with _writing(path):
+        answers = _read(path)
+        left = [answer for answer in answers if answer.clip not in clips]
+        if len(left) < len(answers):
+            write_atomic(path, "".join(answer.model_dump_json() + "\n" for answer in left).encode())
     return len(answers) - len(left)
 
 

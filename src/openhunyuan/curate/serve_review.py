@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate.clip import Clip
-from openhunyuan.curate.review import Review, name_of, views_of
+from openhunyuan.curate.review import Review, name_of, serving, views_of
 
 HOST = "127.0.0.1"
 LARGEST = 64 * 1024
@@ -45,13 +46,17 @@ class Refused(Exception):
 
 
 class ReviewServer:
-    """A review behind a port of the loopback address; 0 takes a free one. Raises UserError when the port is taken."""
+    """A review behind a port of the loopback address; 0 takes a free one. Raises UserError when the port is taken, or
+    when the review of this folder is being served already."""
 
     def __init__(self, review: Review, port: int = 0) -> None:
+        self._held = ExitStack()
+        self._held.enter_context(serving(review.data))
         handler = type("Handler", (_Handler,), {"review": review})
         try:
             self._server = ThreadingHTTPServer((HOST, port), handler)
         except (OSError, OverflowError) as error:
+            self._held.close()
             raise UserError(f"The port {port} cannot be used ({error}); choose another with --port.") from None
         self._server.daemon_threads = True
         self.url = f"http://{HOST}:{self._server.server_address[1]}/"
@@ -67,6 +72,7 @@ class ReviewServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self._held.close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -136,8 +136,8 @@ SETS = (
             _side(540),
             _text(0.005),
             _moves(1.5),
-            # No aesthetic model: the two statistics are called what they are, and are refused as proxies.
             _at_most("blocks", "quality.blockiness", 1.3, "shows blocks of its codec", "other", removes=2),
+            # Stands in for an aesthetic model, and is refused as a proxy; `models.choice` puts models in its place.
             _at_least("colour", "quality.colourfulness", 12.0, "is almost without colour", "aesthetic", removes=13),
             _clear(2.4),
         ),
@@ -156,12 +156,13 @@ SETS = (
         ),
         refuse_proxies=True,
     ),
-    TrainingSet(name="image-256", kind="image", filters=(_side(256), _contrast(30.0), _clear(3.2))),
     TrainingSet(
-        name="image-512",
+        name="image-256",
         kind="image",
-        filters=(_side(512), _SUBTITLES, _text(0.01), _contrast(60.0), _clear(2.4)),
+        # Of the scores for marks, only a detector's (`--overlay detector`) says something about a still picture.
+        filters=(_side(256), _SUBTITLES, _MARK, _text(0.01), _contrast(30.0), _clear(3.2)),
     ),
+    TrainingSet(name="image-512", kind="image", filters=(_side(512), _contrast(60.0), _clear(2.4))),
 )
 
 LADDER_PLAN = replace(PLAN, filters=POOL, ladder=Ladder(sets=SETS))

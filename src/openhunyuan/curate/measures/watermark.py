@@ -49,7 +49,7 @@ class Watermark(Packaged):
 
     name: ClassVar[str] = "watermark"
     version: ClassVar[int] = 1
-    needs_time: ClassVar[bool] = True
+    needs_time: ClassVar[bool] = True  # with one frame everything stays: half of real stills look marked
     columns: ClassVar = ("chance", "area", "across")
     proxy: ClassVar[str] = "a small network, trained on pasted marks alone"
     network: ClassVar[str] = "watermark"

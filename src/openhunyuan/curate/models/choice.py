@@ -52,11 +52,17 @@ class Choice(Record):
     tower_weights: str | None = Field(
         None, description="Folder of CLIP, SigLIP, SigLIP 2, VideoMAE, V-JEPA 2 or VideoPrism for transformers."
     )
-    aesthetic: Literal["none", "laion"] = Field("none", description="Score clip_aesthetic.aesthetic: CLIP and a head.")
+    aesthetic: Literal["none", "laion"] = Field(
+        "none",
+        description="Score clip_aesthetic.aesthetic: CLIP and a head; in the sets of a ladder in the place of "
+        "colourfulness.",
+    )
     laion_clip: str | None = Field(None, description="Folder of CLIP ViT-L/14 for transformers.")
     laion_head: str | None = Field(None, description="sac+logos+ava1-l14-linearMSE.pth or the like, or .safetensors.")
     quality: Literal["statistics", "dover"] = Field(
-        "statistics", description="dover adds the scores dover.technical, dover.aesthetic and dover.overall."
+        "statistics",
+        description="dover adds the scores dover.technical, dover.aesthetic and dover.overall; in the sets of a ladder "
+        "they take the place of blur and colourfulness.",
     )
     dover_weights: str | None = Field(None, description="DOVER.pth or DOVER-Mobile.pth (no commercial use).")
     niqe_weights: str | None = Field(
@@ -78,6 +84,9 @@ NEEDED = {
 
 OWN = {("overlay", "watermark"): "watermark_weights", ("clarity", "blur"): "blur_weights"}
 """Small networks of the package, and the option that gives them other weights."""
+
+PACKAGED = ("blur", "camera", "niqe", "watermark")
+"""Measures whose weights come with the package, or are made by it; those of other stages are published."""
 
 
 @dataclass(frozen=True)
@@ -178,11 +187,12 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
         beside.append(Dover(path=given["dover_weights"], **where))
     measures = (*(instead.get(measure.name, measure) for measure in plan.measures), *beside)
 
-    def changed(filters: Sequence[Filter]) -> tuple[Filter, ...]:
-        return with_scores(filters, choice)
-
-    ladder = plan.ladder and plan.ladder.changed(changed)
-    return replace(plan, measures=measures, filters=changed(plan.filters), ladder=ladder)
+    ladder = plan.ladder
+    for one in ladder.sets if ladder else ():
+        filters = with_scores(one.filters, choice)
+        filters = with_models(filters, choice) if one.kind == "video" else filters
+        ladder = ladder and ladder.changed(lambda _, filters=filters: filters, one.name)
+    return replace(plan, measures=measures, filters=with_scores(plan.filters, choice), ladder=ladder)
 
 
 def with_scores(filters: Sequence[Filter], choice: Choice) -> tuple[Filter, ...]:
@@ -199,6 +209,25 @@ def with_scores(filters: Sequence[Filter], choice: Choice) -> tuple[Filter, ...]
     other_scale = choice.motion in ("farneback", "h264")
     left = [f for f in filters if not (other_scale and f.score.startswith("motion."))]
     return tuple(_chosen(f.model_copy(update=changes.get(f.score, {})), choice) for f in left)
+
+
+def with_models(filters: Sequence[Filter], choice: Choice) -> tuple[Filter, ...]:
+    """The filters of a set of videos with models in the place of what stands in for them: an aesthetic score in that of
+    colourfulness (LAION's where it is chosen, else DOVER's), DOVER's technical one in that of blur.
+
+    They keep their part in figure 4 (`removes`). Nobody has tuned limits for them, so they have none: a calibrated set
+    finds them, an absolute one goes without until it is given a threshold (`curate.ladder`).
+    """
+    aesthetic = {"name": "aesthetic", "reason": "is poor by an aesthetic model"}
+    technical = {"score": "dover.technical", "reason": "is technically poor"}
+    instead: dict[str, dict[str, Any]] = {}
+    if choice.quality == "dover":
+        instead = {limit.score: technical for limit in SCORES["clarity"].values()}
+        instead["quality.colourfulness"] = {"score": "dover.aesthetic", **aesthetic}
+    if choice.aesthetic == "laion":
+        instead["quality.colourfulness"] = {"score": "clip_aesthetic.aesthetic", **aesthetic}
+    open_ = {"at_least": None, "at_most": None}
+    return tuple(f.model_copy(update={**open_, **instead[f.score]}) if f.score in instead else f for f in filters)
 
 
 def _chosen(one: Filter, choice: Choice) -> Filter:
