@@ -29,7 +29,7 @@ from openhunyuan.curate.measures.measure import ClipSpan, Measure, View
 from openhunyuan.curate.measures.overlay import Overlay
 from openhunyuan.curate.measures.watermark import Watermark
 from openhunyuan.curate.models.choice import SCORES
-from openhunyuan.curate.split import find_shots
+from openhunyuan.curate.split import find_shots, pieces_of
 from openhunyuan.recipes.curate import PLAN
 from openhunyuan.tiny.blurs import blurred, kernel_of
 from openhunyuan.tiny.marks import draw_mark, paste, place
@@ -103,7 +103,7 @@ def rendered(folder: Path, minutes: float, seed: int, height: int) -> Iterator[S
 def real(folder: Path, seed: int, marks: int) -> Iterator[Sample]:
     """Shots of real footage, as they are and spoiled."""
     for video in sorted(p for p in folder.iterdir() if p.suffix in (".mp4", ".mkv", ".mov", ".webm")):
-        shots = find_shots(video, PLAN.split)
+        shots = pieces_of(find_shots(video, PLAN.split), PLAN.split.max_seconds)
         fps = float(Fraction(shots.media.rate))
         with Footage(video) as footage:
             spans = list(shots.spans)

@@ -43,6 +43,7 @@ def encode(
     sar: Fraction | None = None,
     rate: int = 24,
     codec: str = "libx264",
+    options: dict[str, str] | None = None,
 ) -> Path:
     """An mp4 with timestamps (in 1/1000 s), pixel format and sample aspect ratio of one's own."""
     import av
@@ -51,7 +52,7 @@ def encode(
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixel_format
-        stream.options = {"crf": "10"}
+        stream.options = {"crf": "10", **(options or {})}
         if sar is not None:
             stream.codec_context.sample_aspect_ratio = sar
         if pts is not None:

@@ -9,7 +9,7 @@ import pytest
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.video import read_video
 from openhunyuan.curate.cut import Cut, Piece, crop_pixels, cut_pieces
-from openhunyuan.curate.footage import Footage
+from openhunyuan.curate.footage import Footage, Mark
 from openhunyuan.curate.tables import stored
 from tests.curate.films import FPS, encode, save, shot
 
@@ -102,3 +102,15 @@ def test_a_source_that_shrank_is_noticed(tmp_path: Path) -> None:
 def test_shares_become_pixels_rounded_inwards() -> None:
     assert crop_pixels((0.1, 0.0, 1.0, 0.99), 64, 48) == (7, 0, 64, 47)
     assert crop_pixels((0.0, 0.125, 1.0, 0.875), 256, 144) == (0, 18, 256, 126)
+
+
+def test_pieces_that_are_sought_have_the_same_bytes(tmp_path: Path) -> None:
+    video = encode(tmp_path / "a.mp4", shot(1, 60), options={"g": "12", "bf": "2"})
+    with Footage(video) as footage:
+        times = [frame.pts or 0 for frame in footage.frames()]
+    pieces = [piece("a", 20, 30), piece("inside", 25, 28), piece("b", 40, 60)]
+    whole = cut_pieces(video, pieces, tmp_path / "whole", Cut())
+    marks = [Mark(number, times[number]) for number in (20, 25, 40)]
+    assert cut_pieces(video, pieces, tmp_path / "sought", Cut(), marks) == whole
+    wrong = [marks[0], marks[1], Mark(40, times[40] + 1)]  # found out on the way: read from the beginning
+    assert cut_pieces(video, pieces, tmp_path / "astray", Cut(), wrong) == whole

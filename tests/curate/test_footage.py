@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.footage import Footage, fit, is_variable, upright
+from openhunyuan.curate.footage import Astray, Footage, Mark, fit, is_variable, upright
 from openhunyuan.curate.split import split_video
 from tests.curate.films import encode, save, shot
 
@@ -97,3 +97,26 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode())
     with pytest.raises(UserError, match="no video stream"):
         Footage(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.mkv"])
+def test_frames_behind_a_seek_are_those_of_the_whole(tmp_path: Path, name: str) -> None:
+    video = encode(tmp_path / name, np.concatenate([shot(1, 40), shot(2, 40)]), options={"g": "12", "bf": "3"})
+    with Footage(video) as footage:
+        whole = [(f.number, f.pts, f.raw.to_ndarray()) for f in footage.frames()]
+    for first in (1, 12, 13, 47, 79):
+        marks = [Mark(number, int(whole[number][1] or 0)) for number in range(first, 80, 9)]
+        with Footage(video) as footage:
+            found = [(f.number, f.pts, f.raw.to_ndarray()) for f in footage.frames(marks)]
+        assert [f[:2] for f in found] == [f[:2] for f in whole[first:]]
+        assert all((a[2] == b[2]).all() for a, b in zip(found, whole[first:], strict=True))
+
+
+def test_a_time_that_is_not_met_is_not_trusted(tmp_path: Path) -> None:
+    video = encode(tmp_path / "a.mp4", shot(1, 60), options={"g": "12"})
+    with Footage(video) as footage:
+        times = [f.pts or 0 for f in footage.frames()]
+    with Footage(video) as footage:
+        assert [f.number for f in footage.frames([Mark(30, times[30] + 1)])] == list(range(60)), "from the beginning"
+    with Footage(video) as footage, pytest.raises(Astray):
+        list(footage.frames([Mark(30, times[30]), Mark(40, times[41])]))

@@ -17,15 +17,19 @@ from openhunyuan.curate import run as module
 from openhunyuan.curate.clip import read_manifest
 from openhunyuan.curate.decide import Filter
 from openhunyuan.curate.engine import Processes
+from openhunyuan.curate.footage import Mark
+from openhunyuan.curate.forget import clips_from
+from openhunyuan.curate.measures.camera import Camera
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.report import write_report
-from openhunyuan.curate.run import Plan, curate, read_clips
-from openhunyuan.curate.split import Split
-from openhunyuan.curate.tables import read_rows
-from tests.curate.films import save, shot
+from openhunyuan.curate.run import Plan, curate, in_parts, read_clips
+from openhunyuan.curate.split import Split, find_shots, packed
+from openhunyuan.curate.stage import Outcome
+from openhunyuan.curate.tables import Table, read_rows
+from tests.curate.films import encode, save, shot
 from tests.curate.processes import in_a_process, is_alive
 
 MOVING = Filter(name="motion", score="motion.speed", at_least=0.5, reason="hardly moves")
@@ -243,6 +247,95 @@ def test_a_killed_run_loses_only_what_it_was_at(
     assert counted[{"measuring": "analyse", "cutting": "_cut"}[step]] == 1, "the first of two was kept"
     curate(raw, tmp_path / "whole", PLAN)
     assert (tmp_path / "data/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "engine, step",
+    [("processes", "measuring"), ("processes", "cutting"), pytest.param("ray", "measuring", marks=pytest.mark.slow)],
+)
+def test_a_run_killed_in_the_middle_of_one_source_keeps_its_finished_clips(
+    tmp_path: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch, engine: str, step: str
+) -> None:
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed; it comes with: pip install 'openhunyuan[ray]'")
+    save(tmp_path / "raw/a.mp4", shot(1, 24), shot(2, 24), shot(3, 24), shot(4, 24))
+    script = KILLED.replace(
+        "if sys.argv[4]", "from openhunyuan.curate import run; run.PART_SECONDS = 1.0\nif sys.argv[4]"
+    )
+    killed = in_a_process(script, tmp_path / "raw", tmp_path / "data", step, engine, tmp_path / "children")
+    assert killed.returncode == -9, killed.stderr
+    monkeypatch.setattr(module, "PART_SECONDS", 1.0)
+    curate(tmp_path / "raw", tmp_path / "data", PLAN)
+    assert counted[{"measuring": "analyse", "cutting": "_cut"}[step]] == 3, "the first of four was kept"
+    assert step == "measuring" or counted["analyse"] == 0
+    monkeypatch.setattr(module, "PART_SECONDS", 120.0)
+    curate(tmp_path / "raw", tmp_path / "whole", PLAN)
+    assert (tmp_path / "data/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
+    for folder in sorted((tmp_path / "whole").glob("tables/*/*")):
+        assert read_rows(tmp_path / "data" / folder.relative_to(tmp_path / "whole")) == read_rows(folder)
+
+
+def test_parts_are_bounded_and_sought_only_where_times_are_in_order(tmp_path: Path) -> None:
+    shots = find_shots(save(tmp_path / "a.mp4", shot(1, 24))).model_copy(
+        update={"num_frames": 24 * 1000, "times": packed(range(0, 24_000 * 512, 512))}
+    )
+    spans = [(at, at + 480) for at in range(0, 24_000, 480)]
+    parts = in_parts(spans, spans, shots)
+    assert [one for part, _ in parts for one in part] == spans
+    assert all(part[-1][1] - part[0][0] <= 24 * 120 for part, _ in parts)
+    assert parts[1][1][0] == Mark(parts[1][0][0][0], 512 * parts[1][0][0][0])
+    twice = shots.model_copy(update={"times": packed([0, *range(0, 23_999 * 512, 512)])})
+    parts = in_parts(spans, spans, twice)
+    assert 1 < len(parts) <= 5
+    assert all(marks == () for _, marks in parts)
+
+
+def test_lengths_are_decided_without_looking_for_shots_again(raw: Path, tmp_path: Path, counted: Counter[str]) -> None:
+    curate(raw, tmp_path / "data", PLAN)
+    counted.clear()
+    shorter = replace(PLAN, split=Split(min_seconds=0.1, max_seconds=0.5))
+    clips = curate(raw, tmp_path / "data", shorter).clips
+    assert (counted["_find_shots"], counted["analyse"]) == (0, 2)
+    assert [c.num_frames for c in clips] == [12, 12, 10, 10, 10, 10]
+    assert {c.id for c in clips} < set(clips_from(tmp_path / "data", clips[0].source_sha256)) | set(
+        clips_from(tmp_path / "data", clips[-1].source_sha256)
+    ), "forgetting a source finds its pieces"
+    assert json.loads((tmp_path / "data/run.json").read_text())["lengths"] == {"min_seconds": 0.1, "max_seconds": 0.5}
+    counted.clear()
+    dropped = curate(raw, tmp_path / "data", replace(PLAN, split=Split(min_seconds=0.9))).clips[1].dropped
+    assert dropped is not None and dropped.stage == "split"
+    assert counted == {}
+
+
+def test_uneven_frames_are_measured_in_their_own_time(tmp_path: Path) -> None:
+    """The same two shots at 50 and at 5 frames a second: in one file of uneven times, and in two of even ones."""
+    fast, slow = shot(1, 100, side=96), shot(2, 30, side=96)
+    times = [*range(0, 2000, 20), *range(2000, 8000, 200)]
+    encode(tmp_path / "uneven/a.mp4", np.concatenate([fast, slow]), pts=times)
+    encode(tmp_path / "even/a.mp4", fast, pts=times[:100], rate=50)
+    encode(tmp_path / "even/b.mp4", slow, pts=range(0, 6000, 200), rate=5)
+    plan = Plan(split=Split(max_seconds=3.0), measures=(Motion(), Camera(), Quality()))
+    even = curate(tmp_path / "even", tmp_path / "e", plan).clips
+    uneven = curate(tmp_path / "uneven", tmp_path / "u", plan).clips
+    assert ["variable frame rate" in c.tags for c in (*even, *uneven)] == [False] * len(even) + [True] * len(uneven)
+    assert [c.end_frame - c.start_frame for c in uneven] == [c.end_frame - c.start_frame for c in even] == [100, 15, 15]
+    for one, other in zip(even, uneven, strict=True):
+        assert other.scores["clip.seconds"] == pytest.approx(one.scores["clip.seconds"], rel=0.02)
+        assert other.scores["motion.speed"] == pytest.approx(one.scores["motion.speed"], rel=0.15)
+        assert other.num_frames / other.fps == pytest.approx(one.num_frames / one.fps, rel=0.05), "the files' lengths"
+    speeds = [clip.scores["motion.speed"] for clip in uneven]
+    assert speeds[0] > 4 * speeds[1]
+
+
+def test_rows_that_took_uneven_frames_for_even_ones_are_made_again(tmp_path: Path, counted: Counter[str]) -> None:
+    encode(tmp_path / "raw/a.mp4", shot(1, 60), pts=[*range(0, 600, 20), *range(600, 6600, 200)])
+    plan = Plan(measures=(Motion(),))
+    (clip,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
+    counted.clear()
+    Table(tmp_path / "data", Motion()).add([Outcome(clip.id, ({"speed": 1e6},))])
+    (again,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
+    assert counted == {"analyse": 1}
+    assert again.scores == clip.scores
 
 
 EVERY_WRITE = """

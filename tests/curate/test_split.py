@@ -1,14 +1,29 @@
 """Shot split on footage whose cuts and fades are known exactly."""
 
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.split import Split, gradual_spans, shots_between, split_video
+from openhunyuan.curate import split as module
+from openhunyuan.curate.cut import Cut
+from openhunyuan.curate.footage import READING
+from openhunyuan.curate.split import (
+    Split,
+    find_shots,
+    gradual_spans,
+    packed,
+    pieces_of,
+    shots_between,
+    split_video,
+    unpacked,
+)
+from openhunyuan.curate.stills import Images
 from openhunyuan.tiny.raw import write_raw_footage
-from tests.curate.films import FPS, save, shot
+from tests.curate.films import FPS, encode, save, shot
 
 
 def black(count: int) -> np.ndarray:
@@ -65,6 +80,39 @@ def test_long_shots_are_cut_into_equal_pieces(tmp_path: Path) -> None:
     assert clips[1].start_time == pytest.approx(33 / 24)
 
 
+def test_pieces_of_uneven_frames_are_equal_in_time(tmp_path: Path) -> None:
+    times = [*range(0, 2000, 20), *range(2000, 10000, 200)]  # 2 s of 50 frames a second, 8 s of 5
+    video = encode(tmp_path / "a.mp4", shot(1, len(times)), pts=times)
+    shots = find_shots(video)
+    assert shots.variable
+    assert shots.seconds[-1] == pytest.approx(10.0), "the last frame is as long as the one before"
+    found = pieces_of(shots, 2.5).spans
+    assert [(found[0].start_frame, found[-1].end_frame)] == [(0, len(times))]
+    assert all(a.end_frame == b.start_frame for a, b in pairwise(found))
+    lengths = [shots.seconds[s.end_frame] - shots.seconds[s.start_frame] for s in found]
+    assert max(lengths) <= 2.5 and min(lengths) > 1.5
+    clips = split_video(video, Split(max_seconds=2.5))
+    assert [c.end_time - c.start_time for c in clips] == pytest.approx(lengths)
+    alone = pieces_of(shots, 0.1).spans
+    assert all(s.end_frame - s.start_frame == 1 for s in alone if s.start_frame >= 100), "frames longer than the limit"
+
+
+def test_how_long_clips_may_be_is_no_part_of_the_key() -> None:
+    assert Split(min_seconds=2, max_seconds=5).key == Split().key
+    assert Split(window_width=4).key != Split().key
+
+
+def test_what_reads_footage_has_the_reading_in_its_key() -> None:
+    for stage in (Split(), Cut(), Images()):
+        assert stage.describe()["reading"] == READING
+
+
+def test_times_of_frames_go_through_a_short_text() -> None:
+    for times in ([0], [5, None, -3, 2**40], [i * 1001 for i in range(100_000)]):
+        assert unpacked(packed(times)) == times
+    assert len(packed([i * 1001 for i in range(100_000)])) < 2000
+
+
 def test_ids_depend_on_content_not_on_names(tmp_path: Path) -> None:
     video = save(tmp_path / "a.mp4", shot(1, 40), shot(2, 30))
     copy = tmp_path / "b.mp4"
@@ -87,6 +135,35 @@ def test_gradual_spans_finds_black_and_nothing_in_a_still() -> None:
     assert gradual_spans(still, 6) == []
     still[10:15] = 0
     assert gradual_spans(still, 6) == [(10, 15)]
+
+
+def test_gradual_spans_in_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    scenes = rng.uniform(0, 255, (6, 16, 16, 3))
+    parts = []
+    for one, other in pairwise(scenes):
+        weight = np.linspace(0, 1, 9)[:, None, None, None]
+        parts += [np.repeat(one[None], 20, axis=0), (1 - weight) * one + weight * other]
+    x = (np.concatenate(parts) + rng.normal(0, 1, (145, 16, 16, 3))).clip(0, 255).astype(np.uint8)
+    whole = gradual_spans(x, 6)
+    assert len(whole) == 5
+    flat, window = x.reshape(len(x), -1).astype(np.float32), 6
+    steps = np.linalg.norm(np.diff(flat, axis=0), axis=1) / np.sqrt(768)
+    for size in (1, 7, 144):
+        monkeypatch.setattr(module, "_BLOCK", size)
+        assert gradual_spans(x, window) == whole
+        blocks = [module._steps(x.reshape(145, -1)[at : at + size + 1]) for at in range(0, 144, size)]
+        assert (np.concatenate(blocks) / np.sqrt(768) == steps).all()
+
+
+def test_gradual_spans_needs_little_memory_beside_the_thumbnails() -> None:
+    x = np.zeros((30_000, 16, 16, 3), np.uint8)
+    x[:, :, :8] = np.random.default_rng(0).integers(0, 255, (30_000, 1, 1, 1))
+    tracemalloc.start()
+    gradual_spans(x, 6)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * x.nbytes, "block by block; all of them in float32 alone are four times as much"
 
 
 def test_a_cut_at_the_edge_of_a_fade_is_not_a_second_boundary() -> None:

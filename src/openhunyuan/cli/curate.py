@@ -74,7 +74,9 @@ class CurateOptions(Choice):
         description="Sources in work at once, each in a process of one thread; -1 = as many as there are cores, "
         "0 = in this process.",
     )
-    timeout: float = Field(3600.0, gt=0, description="Seconds for one video in one step; then it is quarantined.")
+    timeout: float = Field(
+        3600.0, gt=0, description="Seconds for one video, or two minutes of it, in one step; then it is quarantined."
+    )
     retry: bool = Field(False, description="Try again what an earlier run quarantined.")
 
 

@@ -1,18 +1,19 @@
-"""One decode of a source, all measures of all its clips.
+"""One decode of a part of a source, all measures of all clips in it.
 
-The decoder runs over the source once; of each frame that a clip's measures look at, one `View` is made and shown to all
+The decoder runs over the part once; of each frame that a clip's measures look at, one `View` is made and shown to all
 of them. A clip whose measures are all known already costs nothing but the decoding up to the next one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from openhunyuan.curate.engine import call
-from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
+from openhunyuan.curate.footage import Astray, Mark
+from openhunyuan.curate.measures.measure import CLOCK, ClipSpan, Measure, Reader, View
 from openhunyuan.curate.stage import Outcome
 from openhunyuan.curate.stills import open_footage
 
@@ -27,10 +28,12 @@ class Work:
 
 @dataclass(frozen=True)
 class AnalyseJob:
-    """What one worker is given: a source and the work on its clips."""
+    """What one worker is given: a source and the work on clips of it. marks: their first frames, where the source may
+    be sought in (`Footage.frames`)."""
 
     path: str
     works: tuple[Work, ...]
+    marks: tuple[Mark, ...] = ()
 
 
 def analyse(job: AnalyseJob) -> list[tuple[str, Outcome]]:
@@ -39,12 +42,19 @@ def analyse(job: AnalyseJob) -> list[tuple[str, Outcome]]:
     A measure that fails on a clip gives an error for that clip; the others go on. Raises UserError when the source
     cannot be decoded to the end of its last clip.
     """
+    try:
+        return _analyse(job)
+    except Astray:
+        return _analyse(replace(job, marks=()))
+
+
+def _analyse(job: AnalyseJob) -> list[tuple[str, Outcome]]:
     results: list[tuple[str, Outcome]] = []
     waiting = sorted(job.works, key=lambda work: (work.clip.start, work.clip.end))
     vectors = any(measure.reads_motion_vectors for work in waiting for measure in work.measures)
     running: list[_Running] = []
     with open_footage(Path(job.path), vectors) as footage:
-        for frame in footage.frames():
+        for frame in footage.frames(job.marks):
             while waiting and waiting[0].clip.start <= frame.number:
                 running.append(_Running(waiting.pop(0)))
             for one in running:
@@ -84,6 +94,8 @@ class _Running:
         for measure, reader in self.readers:
             row = None if measure.name in self.failed else self._try(measure, reader.finish)
             error = self.failed.get(measure.name)
+            if row is not None and self.clip.times:
+                row[CLOCK] = "frames"
             outcome = Outcome(self.clip.id, error=error) if row is None else Outcome(self.clip.id, (row,))
             results.append((measure.key, outcome))
         return results

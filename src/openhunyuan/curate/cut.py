@@ -7,10 +7,10 @@ Images are written as PNG, without loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,7 +18,7 @@ from pydantic import Field
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.base.video import write_frames
-from openhunyuan.curate.footage import Footage, Frame
+from openhunyuan.curate.footage import READING, Astray, Footage, Frame, Mark
 from openhunyuan.curate.stage import Stage
 from openhunyuan.curate.stills import Still, open_footage
 from openhunyuan.curate.tables import store_file
@@ -34,6 +34,9 @@ class Cut(Stage):
     preset: Literal["superfast", "veryfast", "fast", "medium", "slow"] = Field(
         default="veryfast", description="x264 preset of clip files: slower ones make smaller files."
     )
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "reading": READING}
 
 
 class Piece(Record):
@@ -69,11 +72,12 @@ def cut_pieces(
     pieces: Sequence[Piece],
     data: Path | str,
     config: Cut,
-    on_file: Callable[[Piece, CutFile], None] | None = None,
+    marks: Sequence[Mark] = (),
 ) -> dict[str, CutFile]:
     """Write the pieces of one source into the store of `data`; returns the files by the pieces' keys.
 
     Pieces that begin while another is being written wait for a second pass: memory stays at a few frames.
+    marks: the pieces' first frames, where the source may be sought in (`Footage.frames`).
     Raises UserError when the source ends before a piece does.
     """
     data = Path(data)
@@ -82,18 +86,19 @@ def cut_pieces(
     while waiting:
         later: list[Piece] = []
         with open_footage(source) as footage:
-            frames = footage.frames()
+            frames = footage.frames([mark for mark in marks if mark.number >= waiting[0].start])
             position = 0
-            for piece in waiting:
+            for place, piece in enumerate(waiting):
                 if piece.start < position:
                     later.append(piece)
                     continue
-                file = _cut(frames, piece, footage, data, config)
+                try:
+                    made[piece.key] = _cut(frames, piece, footage, data, config)
+                except Astray:
+                    marks, later = (), [*later, *waiting[place:]]
+                    break
                 position = piece.end
-                made[piece.key] = file
-                if on_file:
-                    on_file(piece, file)
-        waiting = later
+        waiting = sorted(later, key=lambda piece: (piece.start, piece.end))
     return made
 
 

@@ -25,6 +25,7 @@ from openhunyuan.curate.duplicates import Candidate, Duplicates, duplicates_of
 from openhunyuan.curate.measures.fingerprint import thumbs_of
 from openhunyuan.curate.measures.measure import Measure
 from openhunyuan.curate.measures.watermark import across_shots
+from openhunyuan.curate.split import VARIABLE
 
 CLIP_SCORES = ("clip.seconds", "clip.short_side", "clip.aspect", "crop.left")
 """Scores that need no measure: length (of videos); shorter side in pixels and width over height of what the crop
@@ -137,7 +138,7 @@ def _one(clip: Clip, rows: Rows, filters: Sequence[Filter], crop: Crop | None) -
         "crop.left": left,
     }
     if clip.kind == "video":
-        scores["clip.seconds"] = (clip.end_frame - clip.start_frame - first) / clip.fps
+        scores["clip.seconds"] = seconds_from(clip, first)
     decisions = [f.decide(scores.get(f.score)) for f in filters]
     if crop and crop.subtitles and crop.drops:
         # What a subtitle crop would leave, of the picture inside the bars.
@@ -157,6 +158,15 @@ def _one(clip: Clip, rows: Rows, filters: Sequence[Filter], crop: Crop | None) -
         if not decision.passed:
             clip = clip.drop(decision.filter, reasons[decision.filter], decision.value)
     return clip
+
+
+def seconds_from(clip: Clip, first: int) -> float:
+    """Seconds of a clip from its frame `first` on, before it has a file. Where frames come at uneven times, the whole
+    is exact, and the frames before `first` count as long as the clip's others."""
+    frames = clip.end_frame - clip.start_frame
+    if VARIABLE in clip.tags and clip.end_pts is not None:
+        return (clip.end_time - clip.start_time) * (frames - first) / frames
+    return (frames - first) / clip.fps
 
 
 def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int, int, int], float]:

@@ -7,7 +7,7 @@ sources come out as eight bits; PQ and HLG light and BT.2020 colours are brought
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,22 @@ READING = 2
 
 _HDR_TRANSFERS = {16: "pq", 18: "hlg"}
 _BT2020, _UNKNOWN = 9, 2
+
+
+_BACK = Fraction(10)
+"""Seconds before a frame at which it is looked for again, where seeking to it came out behind it."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A frame by its number, counted from 0, and its time in units of the stream's time base."""
+
+    number: int
+    pts: int
+
+
+class Astray(Exception):
+    """Frames behind a seek are not those that reading from the beginning gives."""
 
 
 class Media(Record):
@@ -117,12 +133,15 @@ class Footage:
     """
 
     def __init__(self, path: Path | str, motion_vectors: bool = False) -> None:
+        self.path, self._motion_vectors = Path(path), motion_vectors
+        if not self.path.is_file():
+            raise UserError(f"The video {self.path} does not exist.")
+        self._open()
+
+    def _open(self) -> None:
         import av
         from av.error import FFmpegError
 
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(f"The video {self.path} does not exist.")
         try:
             self._container = av.open(str(self.path), metadata_errors="ignore")
         except (FFmpegError, OSError, ValueError) as error:
@@ -133,7 +152,7 @@ class Footage:
             raise UserError(f"{self.path} holds no video stream.")
         self._stream: Any = streams[0]
         self._stream.codec_context.thread_count = 1  # workers are many, and each has one thread
-        if motion_vectors:
+        if self._motion_vectors:
             from av.codec.context import Flags2
 
             self._stream.codec_context.flags2 |= Flags2.export_mvs
@@ -174,14 +193,48 @@ class Footage:
         except ValueError:
             return None
 
-    def frames(self) -> Iterator[Frame]:
-        """Every frame from the first, once. Raises UserError where decoding fails."""
-        number = 0
-        raw = self._first
-        while raw is not None:
-            yield Frame(number, raw.pts, raw, self.media)
-            number += 1
-            raw = next(self._frames, None)
+    def frames(self, marks: Sequence[Mark] = ()) -> Iterator[Frame]:
+        """Every frame from the first, once. Raises UserError where decoding fails.
+
+        marks: frames whose times are known, in order, of a file in which no time comes twice; then frames before the
+        first of them may be left out. A seek counts only when it meets that very time, and raises Astray where a later
+        mark is not at its place, a frame is corrupt or decoding fails: read from the beginning then.
+        """
+        number, raw = 0, self._first
+        sought = self._seek(marks[0]) if marks and marks[0].number else None
+        if sought is not None:
+            number, raw = marks[0].number, sought
+        places = {} if sought is None else {mark.number: mark.pts for mark in marks}
+        try:
+            while raw is not None:
+                if sought is not None and (raw.is_corrupt or places.get(number, raw.pts) != raw.pts):
+                    raise Astray
+                yield Frame(number, raw.pts, raw, self.media)
+                number += 1
+                raw = next(self._frames, None)
+        except UserError:
+            if sought is not None:
+                raise Astray from None
+            raise
+
+    def _seek(self, mark: Mark) -> Any | None:
+        """The decoded frame at a time, the frames behind it next; None, and all frames next, where it is not met."""
+        from av.error import FFmpegError
+
+        for back in (Fraction(0), _BACK):
+            try:
+                self._container.seek(mark.pts - int(back / self.time_base), stream=self._stream)
+                self._frames = self._decode()
+                for raw in self._frames:
+                    if raw.pts is None or raw.pts > mark.pts:
+                        break
+                    if raw.pts == mark.pts:
+                        return raw
+            except (FFmpegError, OSError, UserError):
+                break
+        self._container.close()
+        self._open()
+        return None
 
     def _decode(self) -> Iterator[Any]:
         from av.error import FFmpegError

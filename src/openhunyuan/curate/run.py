@@ -7,8 +7,8 @@ Image files, and single frames of videos where that is wanted, take the same way
 What is known is not computed again. A source is known by the hash of its bytes; its path, size and times only save
 hashing it anew. Shots and cuts are addressed by source and clip, measures by clip, and each by the key of its stage; so
 a renamed file costs nothing, a changed file is another source, a changed parameter runs its own stage again, and a
-changed threshold runs none. Every answer is on disk before the next one is asked for: a run that is killed loses what
-its workers were at.
+changed threshold runs none. Every answer is on disk before the next one is asked for, and a long source is measured and
+cut in parts (`in_parts`): a run that is killed loses the parts that its workers were at.
 
     data/store/, data/tables/   files and rows (`curate.tables`)
     data/manifest.jsonl         every clip, dropped ones with stage, reason and score
@@ -26,9 +26,13 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
@@ -40,11 +44,11 @@ from openhunyuan.curate.decide import DUPLICATE, MEASURED, Crop, Filter, Rows, b
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.engine import Engine, Processes
 from openhunyuan.curate.find import find_videos
-from openhunyuan.curate.footage import Media
+from openhunyuan.curate.footage import Mark, Media
 from openhunyuan.curate.ladder import SETS, VERDICTS, Climbed, Ladder, check, climb, write_sets
-from openhunyuan.curate.measures.measure import ClipSpan, Measure
+from openhunyuan.curate.measures.measure import CLOCK, ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
-from openhunyuan.curate.split import Shots, Span, Split, clips_of, find_shots, frame_of
+from openhunyuan.curate.split import Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
 from openhunyuan.curate.stage import Outcome, Resources, Stage, together
 from openhunyuan.curate.stills import Images, is_image, look_at
 from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
@@ -57,6 +61,14 @@ ORDER = f"{TABLES}/{CAPTION}/order.json"
 
 CHANGED: dict[str, Any] = {"error": "the source changed while it was read; run again"}
 """Stands for the row of a source that became another file during the run: nothing is written down about it."""
+
+PART_SECONDS = 120.0
+"""Footage that is measured or cut in one go: what a run that is killed, or a part that takes too long, loses."""
+
+MOST_PARTS = 4
+"""Parts of a source that cannot be sought in: each is read from the beginning."""
+
+Item = TypeVar("Item")
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (step, done, in all)."""
@@ -95,6 +107,7 @@ class Plan:
         """Everything that decides the result, as JSON."""
         return {
             "stages": [{**stage.describe(), "key": stage.key} for stage in (self.split, *self.measures, self.cut)],
+            "lengths": self.split.lengths,
             "proxies": {m.name: m.proxy for m in self.measures if m.proxy},
             "filters": [f.model_dump(mode="json") for f in self.filters],
             "crop": self.crop and self.crop.model_dump(mode="json"),
@@ -158,7 +171,8 @@ def curate(
 ) -> Curation:
     """Curate a video file or a folder of them into the folder `data`; goes on where an earlier run stopped.
 
-    workers: processes of one thread; 0 works here. timeout: seconds for one source in one step. retry: try again what
+    workers: processes of one thread; 0 works here. timeout: seconds for one source, or part of it (`PART_SECONDS`), in
+    one step. retry: try again what
     is quarantined. engine: another one than these processes; it is left open. The engine changes nothing but the time.
     Raises UserError when there is no footage, another run is at work in `data`, or no clip is kept (everything is
     written before).
@@ -196,7 +210,7 @@ class _Run:
         repeated, forgotten = self._sources(videos)
         shots = self._shots()
         clips = [clip for digest, found in shots.items() for clip in self._clips(digest, found)]
-        rows, errors = self._measures(clips)
+        rows, errors = self._measures(clips, shots)
         decided, filters, climbed = self._decide(clips, rows, errors)
         cut = self._cut(decided, shots)
         result = attach_captions(self.data, cut)
@@ -324,24 +338,44 @@ class _Run:
                     self.failures.append(Failure(str(path), stage.name, row["error"]))
                 else:
                     found[digest] = shots_of(row)
-        return {digest: found[digest] for digest in self.paths if digest in found}
+        return self._in_pieces({digest: found[digest] for digest in self.paths if digest in found})
 
-    def _measures(self, clips: Sequence[Clip]) -> tuple[dict[str, Rows], dict[str, str]]:
+    def _in_pieces(self, shots: dict[str, Shots]) -> dict[str, Shots]:
+        """Sources with their long shots in pieces."""
+        split = self.plan.split
+        if split.max_seconds is None:
+            return shots
+        shots = {d: s if is_image(self.paths[d]) else pieces_of(s, split.max_seconds) for d, s in shots.items()}
+        table = Table(self.data, Pieces(split=split.key, max_seconds=split.max_seconds))
+        new = [digest for digest in shots if digest not in table.rows() and not is_image(self.paths[digest])]
+        table.add(Outcome(digest, ({"spans": shots_row(shots[digest])["spans"]},)) for digest in new)
+        return shots
+
+    def _measures(self, clips: Sequence[Clip], shots: dict[str, Shots]) -> tuple[dict[str, Rows], dict[str, str]]:
         """(clip → measure → row, clip → error) of the clips that the split left."""
         tables = {measure.key: Table(self.data, measure) for measure in self.plan.measures}
-        known = {key: {clip for clip in table.rows() if not self._lacks(table, clip)} for key, table in tables.items()}
+        uneven = {clip.id for clip in clips if shots[clip.source_sha256].variable and clip.kind == "video"}
+
+        def knows(table: Table, clip: str) -> bool:
+            row = table.rows()[clip][0]
+            return not self._lacks(table, clip) and (clip not in uneven or bool(row["error"] or row.get(CLOCK)))
+
+        known = {key: {clip for clip in table.rows() if knows(table, clip)} for key, table in tables.items()}
         jobs = []
         for digest, path in self.paths.items():
+            if digest not in shots:
+                continue
             works = []
+            seconds = shots[digest].seconds if shots[digest].variable else None
             for kind in ("video", "image"):
                 spans = [
-                    ClipSpan(clip.id, clip.start_frame, clip.end_frame, clip.fps)
+                    clip_span(clip, seconds)
                     for clip in clips
                     if clip.source_sha256 == digest and clip.kind == kind and not clip.dropped
                 ]
                 works += clip_works(spans, self.plan.measures_of(kind), known)
-            if works:
-                jobs.append(AnalyseJob(str(path.absolute()), tuple(works)))
+            for part, marks in in_parts(works, [(w.clip.start, w.clip.end) for w in works], shots[digest]):
+                jobs.append(AnalyseJob(str(path.absolute()), part, marks))
         for result in self._each("measuring", analyse, jobs, together(m.resources for m in self.plan.measures)):
             answers = result.value or [
                 (measure.key, Outcome(work.clip.id, error=result.error))
@@ -384,8 +418,9 @@ class _Run:
                 wanted.setdefault(clip.source_sha256, []).append(pieces[clip.id])
         data = str(self.data.absolute())
         jobs = [
-            CutJob(str(self.paths[digest].absolute()), tuple(found), data, self.plan.cut)
+            CutJob(str(self.paths[digest].absolute()), part, data, self.plan.cut, marks)
             for digest, found in wanted.items()
+            for part, marks in in_parts(found, [(piece.start, piece.end) for piece in found], shots[digest])
         ]
         for result in self._each("cutting", _cut, jobs):
             files = result.value or {}
@@ -425,6 +460,7 @@ class CutJob:
     pieces: tuple[Piece, ...]
     data: str
     config: Cut
+    marks: tuple[Mark, ...] = ()
 
 
 def _hash(item: tuple[Path, str]) -> str:
@@ -445,7 +481,7 @@ def _find_shots(config: Split, item: tuple[str, Path]) -> Shots:
 
 
 def _cut(job: CutJob) -> dict[str, dict[str, Any]]:
-    files = cut_pieces(job.source, job.pieces, job.data, job.config)
+    files = cut_pieces(job.source, job.pieces, job.data, job.config, job.marks)
     return {key: file.model_dump() for key, file in files.items()}
 
 
@@ -465,8 +501,45 @@ def shots_of(row: dict[str, Any]) -> Shots:
     """The shots of a row."""
     media = {name: row[name] for name in Media.model_fields}
     spans = tuple(Span(**span) for span in row["spans"] or ())
-    rest = {name: row[name] for name in ("time_base", "num_frames", "variable")}
+    rest = {name: row[name] for name in ("time_base", "num_frames", "variable", "times")}
     return Shots(media=Media(**media), spans=spans, **rest)
+
+
+def clip_span(clip: Clip, seconds: np.ndarray | None) -> ClipSpan:
+    """A clip as measures see it. seconds: of the source's frames, where they come at uneven times."""
+    start, end = clip.start_frame, clip.end_frame
+    if seconds is None or clip.kind == "image":
+        return ClipSpan(clip.id, start, end, clip.fps)
+    return ClipSpan.uneven(clip.id, start, end, seconds[start : end + 1])
+
+
+def in_parts(
+    items: Sequence[Item], spans: Sequence[tuple[int, int]], shots: Shots
+) -> list[tuple[tuple[Item, ...], tuple[Mark, ...]]]:
+    """Items of one source, each with its frames [start, end), in their order in time and in parts of at most
+    `PART_SECONDS`, or of one item that is longer; and with each part its first frames, for seeking."""
+    if not items:
+        return []
+    pts = shots.pts
+    times = [t for t in pts if t is not None]
+    in_order = len(times) == len(pts) and all(a < b for a, b in pairwise(times))
+    longest = PART_SECONDS * float(Fraction(shots.media.rate))
+    if not in_order:
+        longest = max(longest, shots.num_frames / MOST_PARTS)
+    parts: list[list[int]] = []
+    begin = 0
+    for number in sorted(range(len(items)), key=lambda number: spans[number]):
+        start, end = spans[number]
+        if not parts or end - begin > longest:
+            parts.append([])
+            begin = start
+        parts[-1].append(number)
+    found = []
+    for part in parts:
+        starts = sorted({spans[number][0] for number in part}) if in_order else []
+        marks = tuple(Mark(start, times[start]) for start in starts)
+        found.append((tuple(items[number] for number in part), marks))
+    return found
 
 
 def piece_of(clip: Clip, shots: Shots) -> Piece:

@@ -13,7 +13,10 @@ Frames inside a gradual transition, and black frames, belong to no clip.
 
 from __future__ import annotations
 
+import base64
 import logging
+import math
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,12 +32,18 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.base.require import require
 from openhunyuan.curate.clip import Clip, clip_id, file_sha256
-from openhunyuan.curate.footage import Footage, Media, is_variable
+from openhunyuan.curate.footage import READING, Footage, Media, is_variable
 from openhunyuan.curate.stage import Stage
 
 STAGE = "split"
 THUMB = 16  # side of the thumbnails on which gradual transitions are judged
 ANALYSIS_SIDE = 256  # frames are reduced to at most this longer side, as PySceneDetect does by itself
+
+VARIABLE = "variable frame rate"
+"""Tag of the clips of a source whose frames come at uneven times."""
+
+_BLOCK = 4096
+"""Thumbnails that are compared at once."""
 
 WHOLE = 0.9
 """Share of the frames or of the length a container promises that must decode; edit lists may hide a few."""
@@ -65,7 +74,8 @@ class Detector(ABC):
 
 
 class Split(Stage):
-    """Thresholds of the shot split."""
+    """Thresholds of the shot split. `min_seconds` and `max_seconds` are no part of the key: shots are found without
+    them, and made into clips anew at every run (`pieces_of`, `clips_of`)."""
 
     name: ClassVar[str] = STAGE
     version: ClassVar[int] = 4
@@ -87,6 +97,16 @@ class Split(Stage):
         default=0.25, gt=0, description="Length of the window in which a gradual transition is looked for."
     )
 
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        found = {name: value for name, value in described["parameters"].items() if name not in self.lengths}
+        return {**described, "parameters": found, "reading": READING}
+
+    @property
+    def lengths(self) -> dict[str, float | None]:
+        """How long clips may be."""
+        return {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
+
     def detector(self) -> Detector | None:
         """A further detector for one video."""
         return None
@@ -102,6 +122,16 @@ class Span(Record):
     transition: str
 
 
+class Pieces(Stage):
+    """How long the pieces of shots may be. Their spans lie in a table beside the shots', so that every clip that there
+    ever was can be named by its source."""
+
+    name: ClassVar[str] = STAGE
+
+    split: str = Field(description="Key of the split.")
+    max_seconds: float
+
+
 class Shots(Record):
     """What the split found out about a source: its container's facts, its frames' times, its shots."""
 
@@ -109,7 +139,45 @@ class Shots(Record):
     time_base: str
     num_frames: int
     variable: bool = Field(description="Whether the frames come at uneven times.")
+    times: str = Field(description="The frames' times in units of the time base: `packed`.")
     spans: tuple[Span, ...]
+
+    @property
+    def pts(self) -> list[int | None]:
+        """Time of every frame, and of the last one's end, in units of the time base. The last frame is as long as the
+        one before where frames come at uneven times, else as the rate says."""
+        times = unpacked(self.times)
+        last, before = times[-1], times[-2] if self.variable else None
+        if last is None:
+            return [*times, None]
+        step = round(1 / Fraction(self.media.rate) / Fraction(self.time_base))
+        return [*times, last + (last - before if before is not None and before < last else step)]
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """The same in seconds, float64 [num_frames + 1]; a time that is not known lies evenly between its neighbours,
+        or is that of an even rate where none is known."""
+        places = np.arange(self.num_frames + 1)
+        known = np.asarray([(i, t) for i, t in enumerate(self.pts) if t is not None], np.int64).reshape(-1, 2)
+        if not len(known):
+            return places / float(Fraction(self.media.rate))
+        seconds = np.interp(places, known[:, 0], known[:, 1] * float(Fraction(self.time_base)))
+        return np.maximum.accumulate(seconds)
+
+
+_UNKNOWN = np.iinfo(np.int64).min
+
+
+def packed(times: Sequence[int | None]) -> str:
+    """Times of frames as a short text: base64 of the deflated steps between them (int64, little endian)."""
+    numbers = np.asarray([_UNKNOWN if t is None else t for t in times], "<i8")
+    return base64.b64encode(zlib.compress(np.diff(numbers, prepend=np.int64(0)).tobytes(), 9)).decode()
+
+
+def unpacked(text: str) -> list[int | None]:
+    """The times of a text of `packed`."""
+    numbers = np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8"), dtype=np.int64)
+    return [None if t == _UNKNOWN else t for t in numbers.tolist()]
 
 
 def find_shots(path: Path | str, config: Split | None = None) -> Shots:
@@ -142,27 +210,35 @@ def find_shots(path: Path | str, config: Split | None = None) -> Shots:
     if detector:
         found = detector.combine(found)
     shots = shots_between(found.count, found.cuts, found.spans)
-    step = round(1 / rate / time_base)
-    ends: list[int | None] = [*pts, None if pts[-1] is None else pts[-1] + step]
-    spans = [
-        Span(
-            start_frame=a,
-            end_frame=b,
-            start_pts=ends[a],
-            end_pts=ends[b],
-            transition=transition if piece == 0 else "cut",
-        )
-        for start, end, transition in shots
-        for piece, (a, b) in enumerate(_pieces(start, end, float(rate), config.max_seconds))
-    ]
     log.info("%s: %d frames, %d shots", path.name, len(thumbs), len(shots))
-    return Shots(
+    result = Shots(
         media=media,
         time_base=f"{time_base.numerator}/{time_base.denominator}",
         num_frames=len(pts),
         variable=is_variable(pts, rate, time_base),
-        spans=tuple(spans),
+        times=packed(pts),
+        spans=(),
     )
+    ends = result.pts
+    return result.model_copy(update={"spans": tuple(_span(ends, *shot) for shot in shots)})
+
+
+def _span(ends: Sequence[int | None], start: int, end: int, transition: str) -> Span:
+    return Span(start_frame=start, end_frame=end, start_pts=ends[start], end_pts=ends[end], transition=transition)
+
+
+def pieces_of(shots: Shots, max_seconds: float | None) -> Shots:
+    """The same source with shots that are longer than `max_seconds` in pieces that are not; None: as it is."""
+    if max_seconds is None:
+        return shots
+    ends, seconds, fps = shots.pts, shots.seconds, float(Fraction(shots.media.rate))
+    spans = []
+    for shot in shots.spans:
+        a, b = shot.start_frame, shot.end_frame
+        edges = _edges_in_time(a, seconds[a : b + 1], max_seconds) if shots.variable else _edges(a, b, fps, max_seconds)
+        for start, end in pairwise(edges):
+            spans.append(_span(ends, start, end, shot.transition if start == a else "cut"))
+    return shots.model_copy(update={"spans": tuple(spans)})
 
 
 def _seconds(pts: Sequence[int | None], time_base: Fraction) -> Fraction:
@@ -212,7 +288,7 @@ def source_tags(media: Media, variable: bool) -> tuple[str, ...]:
         f"{step}p" if step else "below 144p",
         media.codec,
     ]
-    tags += ["variable frame rate"] if variable else []
+    tags += [VARIABLE] if variable else []
     tags += [f"{media.bits} bit"] if media.bits > 8 else []
     tags += ["hdr"] if media.transfer != "sdr" else []
     return tuple(tags)
@@ -233,7 +309,7 @@ def split_video(path: Path | str, config: Split | None = None) -> list[Clip]:
     Raises UserError when the file cannot be read as video, or when PySceneDetect or OpenCV is not installed.
     """
     config = config or Split()
-    shots = find_shots(path, config)
+    shots = pieces_of(find_shots(path, config), config.max_seconds)
     return clips_of(path, file_sha256(Path(path)), shots, config.min_seconds)
 
 
@@ -249,18 +325,19 @@ def _scan(frames: Iterable[np.ndarray], fps: float, config: Split) -> tuple[list
         min_scene_len=1,  # short shots are found and then dropped with a reason, not silently merged
     )
     cuts: list[int] = []
-    thumbs: list[np.ndarray] = []
+    thumbs, count = bytearray(), 0
     padding = config.window_width
     last = None
     for number, frame in enumerate(frames):
-        thumbs.append(cv2.resize(frame, (THUMB, THUMB), interpolation=cv2.INTER_AREA))
+        thumbs += cv2.resize(frame, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
+        count += 1
         last = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         cuts += detector.process_frame(common.FrameTimecode(number, fps), last)
     # The detector decides `window_width` frames late; repeating the last frame lets it decide about the end too.
-    for number in range(len(thumbs), len(thumbs) + padding if last is not None else 0):
+    for number in range(count, count + padding if last is not None else 0):
         cuts += detector.process_frame(common.FrameTimecode(number, fps), last)
     numbers = sorted({c if isinstance(c, int) else c.frame_num for c in cuts})
-    return [n for n in numbers if 0 < n < len(thumbs)], np.asarray(thumbs, dtype=np.uint8)
+    return [n for n in numbers if 0 < n < count], np.frombuffer(thumbs, np.uint8).reshape(count, THUMB, THUMB, 3)
 
 
 def gradual_spans(
@@ -276,27 +353,32 @@ def gradual_spans(
     the distance from its first to its last frame is at least `min_distance` (root mean square over pixels);
     that distance is at least `min_straightness` of the way travelled through the frames between, and no single step
     makes more than half of it (that would be a cut); and the sorted pixel values, which motion hardly changes, moved
-    by `min_colour_change` on average.
+    by `min_colour_change` on average. Beside the thumbnails, memory holds a few bytes a frame.
     """
     count = len(thumbs)
-    x = thumbs.reshape(count, -1).astype(np.float32)
-    inside = x.max(axis=1) < 20.0  # black, wherever it is
+    flat = thumbs.reshape(count, -1)
+    inside = flat.max(axis=1) < 20  # black, wherever it is
     if count > window:
-        root = np.sqrt(x.shape[1])
-        steps = np.linalg.norm(np.diff(x, axis=0), axis=1) / root
+        root = np.sqrt(flat.shape[1])
+        steps = np.concatenate([_steps(flat[at : at + _BLOCK + 1]) for at in range(0, count - 1, _BLOCK)]) / root
         way = np.concatenate([[0.0], np.cumsum(steps)])
-        ordered = np.sort(thumbs.reshape(count, -1, 3), axis=1).astype(np.float32)
         for start in range(count - window):
             end = start + window
-            distance = float(np.linalg.norm(x[end] - x[start])) / root
+            distance = float(np.linalg.norm(flat[end].astype(np.float32) - flat[start])) / root
             if distance < min_distance or distance < min_straightness * (way[end] - way[start]):
                 continue
             if steps[start:end].max() > 0.5 * distance:
                 continue
-            if float(np.abs(ordered[end] - ordered[start]).mean()) >= min_colour_change:
+            first, last = (np.sort(flat[at].reshape(-1, 3), axis=0).astype(np.float32) for at in (start, end))
+            if float(np.abs(last - first).mean()) >= min_colour_change:
                 inside[start + 1 : end] = True
     edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _steps(flat: np.ndarray) -> np.ndarray:
+    """Distance of each picture, uint8 [T, levels], from the one before: float32 [T - 1]."""
+    return np.linalg.norm(np.diff(flat.astype(np.float32), axis=0), axis=1)
 
 
 def shots_between(count: int, cuts: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int, str]]:
@@ -316,9 +398,23 @@ def shots_between(count: int, cuts: Sequence[int], spans: Sequence[tuple[int, in
     return shots
 
 
-def _pieces(start: int, end: int, fps: float, max_seconds: float | None) -> list[tuple[int, int]]:
-    """Equal pieces of [start, end), none longer than `max_seconds`."""
-    longest = end - start if max_seconds is None else max(1, int(max_seconds * fps))
-    number = -(-(end - start) // longest)
-    edges = [start + round(i * (end - start) / number) for i in range(number + 1)]
-    return list(pairwise(edges))
+def _edges(start: int, end: int, fps: float, max_seconds: float) -> list[int]:
+    """Edges of equal pieces of [start, end), none longer than `max_seconds`."""
+    number = -(-(end - start) // max(1, int(max_seconds * fps)))
+    return [start + round(i * (end - start) / number) for i in range(number + 1)]
+
+
+def _edges_in_time(start: int, seconds: np.ndarray, max_seconds: float) -> list[int]:
+    """The same of frames that begin, and the last one ends, at these times: pieces about equally long, and none longer
+    but one frame that is."""
+    whole, frames = float(seconds[-1] - seconds[0]), len(seconds) - 1
+    # An edge lies at most one frame behind its time.
+    room = max_seconds - float(np.diff(seconds).max())
+    edges = np.array([0, frames])
+    for longest in (max_seconds, room if room > 0 else max_seconds):
+        number = min(frames, max(1, math.ceil(whole / longest - 1e-9)))
+        times = seconds[0] + whole * np.arange(1, number) / number
+        edges = np.unique([0, *np.searchsorted(seconds, times - 1e-9), frames])
+        if np.diff(seconds[edges]).max() <= max_seconds + 1e-9:
+            break
+    return [start + int(edge) for edge in edges]

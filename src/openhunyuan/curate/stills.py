@@ -6,16 +6,16 @@ first picture. Colour profiles are not applied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.footage import Footage, Frame, Media
-from openhunyuan.curate.split import Shots, Span
+from openhunyuan.curate.footage import READING, Footage, Frame, Mark, Media
+from openhunyuan.curate.split import Shots, Span, packed
 from openhunyuan.curate.stage import Stage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -26,6 +26,9 @@ class Images(Stage):
     """What an image file holds."""
 
     name: ClassVar[str] = "images"
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "reading": READING}
 
 
 class Still:
@@ -53,7 +56,7 @@ class Still:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, marks: Sequence[Mark] = ()) -> Iterator[Frame]:
         yield Frame(0, 0, self._raw, self.media)
 
 
@@ -101,4 +104,4 @@ def look_at(path: Path | str) -> Shots:
     """An image as the one shot of its file."""
     with Still(path) as still:
         span = Span(start_frame=0, end_frame=1, start_pts=0, end_pts=1, transition="start")
-        return Shots(media=still.media, time_base="1/1", num_frames=1, variable=False, spans=(span,))
+        return Shots(media=still.media, time_base="1/1", num_frames=1, variable=False, times=packed([0]), spans=(span,))

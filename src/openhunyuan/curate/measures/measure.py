@@ -29,18 +29,39 @@ SIDE = 640
 """Longer side of the reduced picture that measures look at; smaller pictures are looked at as they are."""
 
 FLOW_SIDE = 320
+CLOCK = "clock"
+"""Column of the rows of clips whose frames come at uneven times: "frames", their own times. Rows without it took such
+clips for even ones."""
+
 HEAD_SHARE, HEAD_FRAMES = 0.1, 24
 """The beginning of a clip: this share of it, and at most so many frames."""
 
 
 @dataclass(frozen=True)
 class ClipSpan:
-    """The clip that a measure looks at: its place in the source, and the source's frames a second."""
+    """The clip that a measure looks at: its place in the source, and its frames a second.
+
+    times: where the source's frames come at uneven times, the clip's own, in seconds from its first frame, and `fps` is
+    then the clip's average (`uneven`); empty: at an even rate. A clip's row says which it was (`CLOCK`).
+    """
 
     id: str
     start: int
     end: int
     fps: float
+    times: tuple[float, ...] = ()
+
+    @classmethod
+    def uneven(cls, id: str, start: int, end: int, seconds: np.ndarray) -> ClipSpan:
+        """seconds: of each frame, and of the last one's end."""
+        whole = max(float(seconds[-1] - seconds[0]), 1e-3)
+        return cls(id, start, end, (end - start) / whole, tuple((seconds[:-1] - seconds[0]).tolist()))
+
+    def seconds(self, first: int, last: int) -> float:
+        """From one frame of the clip to a later one; at least a millisecond, for a time may come twice."""
+        if not self.times:
+            return (last - first) / self.fps
+        return max(self.times[last] - self.times[first], 1e-3)
 
     @property
     def num_frames(self) -> int:
@@ -67,9 +88,13 @@ class View:
     def __init__(self, frame: Frame, clip: ClipSpan) -> None:
         self.frame = frame
         self.index = frame.number - clip.start
-        self.time = self.index / clip.fps
+        self.clip = clip
         self.sample = self.index % clip.step == 0
         self.head = self.index < clip.head
+
+    def since(self, before: int) -> float:
+        """Seconds from the clip's frame with this number to this one."""
+        return self.clip.seconds(before, self.index)
 
     @cached_property
     def rgb(self) -> np.ndarray:

@@ -56,8 +56,8 @@ class _Dis(Reader):
     def __init__(self, clip: ClipSpan) -> None:
         cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
         self.flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self.seconds = clip.step / clip.fps
         self.before: np.ndarray | None = None
+        self.number = 0
         self.pairs: list[tuple[float, float, float]] = []
 
     def add(self, view: View) -> None:
@@ -67,8 +67,8 @@ class _Dis(Reader):
         if min(now.shape) < 16:
             return
         if self.before is not None:
-            self.pairs.append(speeds(self.flow.calc(self.before, now, None), self.seconds))
-        self.before = now
+            self.pairs.append(speeds(self.flow.calc(self.before, now, None), view.since(self.number)))
+        self.before, self.number = now, view.index
 
     def finish(self) -> dict[str, Any]:
         return speed_row(self.pairs)

@@ -18,6 +18,7 @@ from openhunyuan.curate.clip import Clip
 from openhunyuan.curate.measures.lasting import Slopes, signed_slopes
 from openhunyuan.curate.measures.measure import ClipSpan, Reader, View
 from openhunyuan.curate.measures.packaged import Packaged, looks, small_picture
+from openhunyuan.curate.split import VARIABLE
 
 LOOKS = 12
 """Looks at a clip, spread over it."""
@@ -194,13 +195,13 @@ def across_shots(
 
 def _goes_on(before: Clip, clip: Clip) -> bool:
     """Whether two clips look like pieces of one shot that was too long: side by side, long, of the same length."""
+    if before.source_sha256 != clip.source_sha256 or before.end_frame != clip.start_frame:
+        return False
+    if VARIABLE in clip.tags:  # pieces are equal in time, to a frame, and frames may be long
+        seconds = before.end_time - before.start_time, clip.end_time - clip.start_time
+        return min(seconds) >= LONG and abs(seconds[0] - seconds[1]) <= 0.1 * max(seconds)
     lengths = before.num_frames, clip.num_frames
-    return (
-        before.source_sha256 == clip.source_sha256
-        and before.end_frame == clip.start_frame
-        and min(lengths) >= LONG * clip.fps
-        and abs(lengths[0] - lengths[1]) <= 1
-    )
+    return min(lengths) >= LONG * clip.fps and abs(lengths[0] - lengths[1]) <= 1
 
 
 def _places(row: Mapping[str, Any]) -> np.ndarray:

@@ -7,6 +7,7 @@ motion measure, from another flow, so that the two can be compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -263,14 +264,16 @@ def upsampled(flow: Tensor, weights: Tensor | None) -> Tensor:
 
 class _Reader(Reader):
     def __init__(self, stage: Raft, clip: ClipSpan) -> None:
-        self.stage, self.seconds = stage, clip.step / clip.fps
+        self.stage, self.clip = stage, clip
         self.pictures: list[np.ndarray] = []
+        self.numbers: list[int] = []
         self.pairs: list[tuple[float, float, float]] = []
 
     def add(self, view: View) -> None:
         if not view.sample:
             return
         self.pictures.append(fitted(view.rgb, self.stage.side))
+        self.numbers.append(view.index)
         if len(self.pictures) > self.stage.batch:
             self._run()
 
@@ -280,8 +283,9 @@ class _Reader(Reader):
         x = x.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with torch.inference_mode():
             flows = self.stage.model(x[:-1], x[1:], self.stage.updates).permute(0, 2, 3, 1).cpu().numpy()
-        self.pairs += [speeds(flow, self.seconds) for flow in flows]
-        self.pictures = self.pictures[-1:]
+        seconds = [self.clip.seconds(first, last) for first, last in pairwise(self.numbers)]
+        self.pairs += [speeds(flow, later) for flow, later in zip(flows, seconds, strict=True)]
+        self.pictures, self.numbers = self.pictures[-1:], self.numbers[-1:]
 
     def finish(self) -> dict[str, Any]:
         if len(self.pictures) > 1:
