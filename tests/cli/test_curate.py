@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,10 +54,14 @@ def test_from_raw_footage_to_latents(
     assert "other weights" in capsys.readouterr().err
     assert main(["curate", "report", str(data)]) == 0
     assert "Dropped by split" in (data / "report.html").read_text()
+    assert main(["encode", "export", str(data), "--output", str(data / "exports/tars"), "--clips"]) == 0
+    shutil.copytree(data / "latents", data / "deep/died")
+    (data / "deep/died/index.json").unlink()
     capsys.readouterr()
     assert main(["curate", "forget", "a.mp4", "--output", str(data)]) == 0
     receipt = json.loads(capsys.readouterr().out)
-    assert (receipt["latents"], receipt["files"], len(receipt["clips"])) == (2, 2, 3)
+    assert (receipt["latents"], receipt["tars"], receipt["files"], len(receipt["clips"])) == (2, 2, 2, 3)
+    assert not [p for top in ("latents", "exports", "deep") for p in (data / top).rglob("*") if p.is_file()]
     assert main([*curate, *LOOSE]) == 2
 
 

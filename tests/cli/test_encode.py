@@ -27,6 +27,9 @@ from tests.latents.test_encode import make_clips
         (["export", "{data}", "--output", "{data}/tars"], "holds no latents"),
         (["import", "{data}/none", "--output", "{data}/out"], "does not exist"),
         (["import", "{data}", "--output", "{data}/out"], "not an official latent cache"),
+        (["{data}", "--output", "{data}/."], "is the folder that is read"),
+        (["export", "{data}", "--output", "{data}"], "is the folder that is read"),
+        (["import", "{data}", "--output", "{data}"], "is the folder that is read"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -39,13 +42,19 @@ def test_bad_input_is_one_sentence(
 
 
 def test_encode_export_and_import(tmp_path: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_manifest(tmp_path, make_clips(tmp_path, [5, 9, 3]))
+    clips = make_clips(tmp_path, [5, 20, 3, 5])
+    (tmp_path / str(clips[3].path)).write_bytes(b"")
+    write_manifest(tmp_path, clips)
     model = ["--model", str(micro_model_folder), "--device", "cpu"]
     buckets = ["--bucket", "5x32x48", "--bucket", "9x32x48", "--fps", "24"]
     assert main(["encode", str(tmp_path), *model, *buckets, "--part", "1/2"]) == 0
     assert "1 shards are other parts' work" in capsys.readouterr().err
     assert main(["encode", str(tmp_path), *model, *buckets]) == 0
-    assert "1 of 3 clips left out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 4 clips left out: too short" in said
+    assert f"1 samples left out, to be tried again by the next run:\n  {clips[3].id} cannot be read" in said
+    assert "1 samples show less than half of what their caption and camera label are of; caption windows" in said
+    assert "--window 0.5," in said
     dataset = ShardDataset(tmp_path / "latents")
     assert sorted(shape[1:] for shape in dataset.shapes) == [(2, 4, 6), (3, 4, 6)]
     assert all(sample.logvar is not None for sample in dataset.samples)

@@ -1,8 +1,11 @@
 """Encoding clips: right frames, right text, nothing encoded twice, deleted, mixed or left out silently."""
 
+import errno
 import json
 import math
 import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ from torch import Tensor
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import write_video
-from openhunyuan.curate.clip import Clip, ClipCaption, clip_id
+from openhunyuan.curate.clip import Clip, ClipCaption, clip_id, to_jsonl
 from openhunyuan.latents.buckets import parse_buckets
 from openhunyuan.latents.encode import (
     EncodeReport,
@@ -25,6 +28,8 @@ from openhunyuan.latents.encode import (
     encode_clips,
     frame_numbers,
     frames_at,
+    narrow_samples,
+    plan_samples,
     to_pixels,
 )
 from openhunyuan.latents.shards import (
@@ -38,6 +43,7 @@ from openhunyuan.latents.shards import (
     remove_samples,
 )
 from openhunyuan.latents.store import read_header
+from tests.curate.processes import in_a_process, is_alive
 
 SIZE = VideoSize(5, 32, 32)
 
@@ -46,23 +52,30 @@ class MeanVAE:
     """Stands in for the VAE: latents are frame means, so that a test can see which frames were read."""
 
     calls = 0
+    fatal = infinite = 0  # the call that kills the process, the one that gives what cannot be stored
     config = SimpleNamespace(scaling_factor=0.5)
 
     def encode(self, x: Tensor, tiling: object = None) -> SimpleNamespace:
         self.calls += 1
+        if self.calls == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
         height, width = x.shape[3] // 8, x.shape[4] // 8
         mean = 2 * x[:, :1, ::4].mean((3, 4), keepdim=True).expand(-1, 16, -1, height, width)
+        mean = mean * 1e9 if self.calls == self.infinite else mean
         return SimpleNamespace(mean=mean, logvar=torch.full_like(mean, -2.0))
 
 
 class LengthText:
     """Stands in for the text encoders: one token a word, padded with garbage that must not be stored."""
 
+    infinite = ""
+
     def encode(self, prompts: list[str], data_type: str = "video") -> SimpleNamespace:
         self.asked = [*getattr(self, "asked", []), *prompts]
         words = torch.tensor([len(prompt.split()) for prompt in prompts])
         mask = torch.arange(12)[None] < words[:, None]
         states = torch.where(mask[..., None], 1.0, 99.0).expand(-1, -1, 8)
+        states = states * torch.tensor([1e9 if text == self.infinite else 1.0 for text in prompts])[:, None, None]
         return SimpleNamespace(states=states, mask=mask, pooled=words[:, None].expand(-1, 6).float())
 
 
@@ -70,6 +83,10 @@ def encode(clips: list[Clip], folder: Path, output: Path, vae: MeanVAE | None = 
     encoders = Encoders.of(vae or MeanVAE(), options.pop("text", None) or LengthText(), options.pop("name", "m"))
     sizes = options.pop("sizes", SIZE)
     return encode_clips(clips, folder, output, encoders, sizes, **{"samples_per_shard": 2, **options})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def of_current(folder: Path) -> list[str]:
@@ -205,8 +222,53 @@ def test_parts_and_processes_give_the_same_files(tmp_path: Path) -> None:
         assert (whole / name).read_bytes() == (parts / name).read_bytes() == (many / name).read_bytes()
 
 
+def test_a_killed_run_keeps_every_sample_that_it_finished(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 10), tmp_path / "out"
+    whole = tmp_path / "whole"
+    encode(clips, tmp_path, whole, samples_per_shard=256)
+    (tmp_path / "manifest.jsonl").write_text(to_jsonl(clips))
+    died = in_a_process(
+        "import sys; from tests.latents.test_encode import *\n"
+        "from openhunyuan.curate.clip import read_manifest\n"
+        "folder = Path(sys.argv[1]); vae = MeanVAE(); vae.fatal = 7\n"
+        "encode(read_manifest(folder / 'manifest.jsonl'), folder, folder / 'out', vae, samples_per_shard=256)",
+        tmp_path,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert len(list(out.glob("*/moments-part-*"))) == 6 and not (out / INDEX_NAME).exists()
+    vae, text, done = MeanVAE(), LengthText(), []
+    report = encode(clips, tmp_path, out, vae, text=text, samples_per_shard=256, on_sample=lambda n, _: done.append(n))
+    assert (report.encoded, vae.calls, getattr(text, "asked", [])) == (4, 4, [])
+    assert done == [0, 6, 7, 8, 9, 10]
+    assert contents(out) == contents(whole)
+
+
 @pytest.mark.slow
-def test_a_process_that_dies_is_one_sentence_and_loses_only_its_own_file(tmp_path: Path) -> None:
+def test_a_killed_run_of_several_processes_leaves_none_behind(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 10), tmp_path / "out"
+    (tmp_path / "manifest.jsonl").write_text(to_jsonl(clips))
+    died = in_a_process(
+        "import sys; from functools import partial; from tests.latents.test_encode import *\n"
+        "from openhunyuan.curate.clip import read_manifest\n"
+        "folder = Path(sys.argv[1]); clips = read_manifest(folder / 'manifest.jsonl')\n"
+        "if __name__ == '__main__':\n"
+        "    encoders = Encoders(partial(deadly, folder), 'm', 'm', 'm')\n"
+        "    encode_clips(clips, folder, folder / 'out', encoders, SIZE, workers=2)",
+        tmp_path,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    workers = [int(path.suffix[1:]) for path in tmp_path.glob("worker.*")]
+    until = time.monotonic() + 60
+    while any(map(is_alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert workers and not any(map(is_alive, workers))
+    kept = len(list(out.glob("*/moments-part-*")))
+    assert kept >= 3
+    assert encode(clips, tmp_path, out).encoded == 10 - kept
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
     clips = make_clips(tmp_path, [5] * 2)
     encoders = Encoders(die, "m", "m", "m")
     with pytest.raises(UserError, match="process that encoded died"):
@@ -219,6 +281,99 @@ def load_stand_ins(_number: int) -> Networks:
 
 def die(_number: int) -> Networks:
     os._exit(9)
+
+
+class ParentKiller(MeanVAE):
+    """Kills the process that started this one."""
+
+    def encode(self, x: Tensor, tiling: object = None) -> SimpleNamespace:
+        if self.calls == 3:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        return super().encode(x, tiling)
+
+
+def deadly(folder: Path, _number: int) -> Networks:
+    (folder / f"worker.{os.getpid()}").touch()
+    return Networks(ParentKiller(), LengthText())
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_clip_that_cannot_be_read_is_left_out_and_tried_again(tmp_path: Path, workers: int) -> None:
+    clips, out = make_clips(tmp_path, [5] * 7), tmp_path / "out"
+    files = [tmp_path / str(clip.path) for clip in clips]
+    good = [file.read_bytes() for file in files]
+    files[0].write_bytes(good[0][: len(good[0]) // 2])
+    files[1].write_bytes(b"")
+    files[3].unlink()
+    encoders = Encoders(load_stand_ins, "m", "m", "m")
+    options: dict[str, Any] = {"samples_per_shard": 2, "workers": workers}
+    report = encode_clips(clips, tmp_path, out, encoders, SIZE, **options)
+    assert (report.samples, report.encoded, report.missing) == (4, 4, 0)
+    assert [name for name, _ in report.failed] == [clips[i].id for i in (0, 1, 3)]
+    assert report.failed[2][1] == f"cannot be read: The video {clips[3].path} does not exist."
+    index = json.loads((out / INDEX_NAME).read_text())
+    assert index["left_out"] == [list(item) for item in report.left_out] and len(index["left_out"]) == 3
+    left = [clips[i].id for i in (2, 4, 5, 6)]
+    assert [sample.metadata["clip"] for sample in ShardDataset(out).samples] == left
+    before = contents(out)
+    again = encode_clips(clips, tmp_path, out, encoders, SIZE, **options)
+    assert (again.samples, again.encoded, again.written, again.failed) == (4, 0, 0, report.failed)
+    assert contents(out) == before
+    for file, content in zip(files, good, strict=True):
+        file.write_bytes(content)
+    mended = encode_clips(clips, tmp_path, out, encoders, SIZE, **options)
+    assert (mended.samples, mended.encoded, mended.left_out) == (7, 3, ())
+    fresh = tmp_path / "fresh"
+    encode(clips, tmp_path, fresh)
+    assert of_current(out) == of_current(fresh)
+    assert all((out / name).read_bytes() == (fresh / name).read_bytes() for name in (*of_current(out), INDEX_NAME))
+
+
+def test_parts_know_what_other_parts_left_out(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 4), tmp_path / "out"
+    (tmp_path / str(clips[0].path)).unlink()
+    assert encode(clips, tmp_path, out, part=(1, 2)).missing == 1
+    report = encode(clips, tmp_path, out, part=(2, 2))
+    assert (report.samples, report.missing, report.failed[0][0]) == (3, 0, clips[0].id)
+    assert len(ShardDataset(out)) == 3
+    assert remove_samples(out, lambda about: about.get("clip") == clips[0].id) == 0
+    assert not any(clips[0].id.encode() in path.read_bytes() for path in out.rglob("*") if path.is_file())
+
+
+def test_values_beyond_half_precision_cost_the_sample_and_not_the_run(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 3), tmp_path / "out"
+    vae, text = MeanVAE(), LengthText()
+    vae.infinite, text.infinite = 2, clips[2].captions[0].text
+    report = encode(clips, tmp_path, out, vae, text=text)
+    assert report.samples == 1
+    reason = "cannot be stored: its {} is not finite in half precision."
+    assert report.failed == ((clips[1].id, reason.format("mean")), (clips[2].id, reason.format("states")))
+
+
+def test_no_sample_that_can_be_encoded_is_an_error(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, [5] * 2)
+    for clip in clips:
+        (tmp_path / str(clip.path)).write_bytes(b"")
+    with pytest.raises(
+        UserError, match=f"None of the 2 samples could be encoded; the first one, {clips[0].id}, cannot"
+    ):
+        encode(clips, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out" / INDEX_NAME).exists()
+
+
+def test_a_full_disk_stops_the_run_and_blames_no_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, out = make_clips(tmp_path, [5] * 3), tmp_path / "out"
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openhunyuan.latents.store.write_atomic", full)
+        with pytest.raises(OSError, match="No space left"):
+            encode(clips, tmp_path, out)
+    assert not contents(out)
+    assert encode(clips, tmp_path, out).samples == 3
 
 
 def test_clips_go_to_the_bucket_they_fill(tmp_path: Path) -> None:
@@ -244,6 +399,17 @@ def test_captions_of_windows_give_a_sample_each(tmp_path: Path) -> None:
     assert (first.prompt, second.prompt, second.metadata["first_frame"]) == ("first part", "second", 8)
     expected = torch.tensor([20.0 + 80, 20.0 + 120]) / 127.5 - 1
     assert torch.allclose(second.latents[0, :, 0, 0].float(), expected, atol=0.03)
+
+
+def test_samples_that_show_little_of_what_their_caption_is_of_are_counted(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path, [24, 10, 11, 22])
+    for window in ((0, 10), (10, 22)):
+        said = ClipCaption(captioner="vision", text="a part", version="1", window=window)
+        clips[3] = clips[3].with_caption(said)
+    samples, _ = plan_samples(clips, [SIZE], None)
+    assert narrow_samples(samples, None) == (3, 5 / 24)  # of 24, of 11, and of the second window's 12 frames
+    assert narrow_samples(samples, 12.0) == (1, 5 / 12)
+    assert narrow_samples(plan_samples(clips, [VideoSize(1, 32, 32)], None)[0], None)[0] == 0
 
 
 def test_two_versions_of_a_captioner_are_not_mixed(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import torch
 import webdataset
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.curate.clip import ClipCaption
+from openhunyuan.curate.run import read_clips
 from openhunyuan.latents.shards import LatentSample, ShardDataset, ShardWriter
-from openhunyuan.latents.tars import export_tars, sample_offsets
+from openhunyuan.latents.tars import export_tars, remove_from_tars, sample_offsets
 from tests.latents.test_encode import encode, make_clips
 
 
@@ -77,3 +79,43 @@ def test_latents_without_variances_and_bad_folders(data: Path, tmp_path: Path) -
         export_tars(tmp_path / "old", tmp_path / "out")
     with pytest.raises(UserError, match="holds no manifest"):
         export_tars(tmp_path / "old", tmp_path / "out", clips=tmp_path)
+
+
+def test_a_folder_holds_one_export(data: Path, tmp_path: Path) -> None:
+    export_tars(data / "latents", tmp_path / "out", samples_per_tar=2)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    clips = [clip.with_caption(ClipCaption(captioner="new", text="new words")) for clip in read_clips(data)]
+    encode(clips, data, tmp_path / "latents")
+    (tmp_path / "out/index.json").unlink()  # as when the run died
+    for folder, options in ((tmp_path / "latents", {}), (data / "latents", {"clips": data})):
+        with pytest.raises(UserError, match=r"\.tar, which is not of this export"):
+            export_tars(folder, tmp_path / "out", samples_per_tar=2, **options)
+    assert export_tars(data / "latents", tmp_path / "out", samples_per_tar=2).written == 0
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_forgotten_samples_leave_tars_and_their_index(data: Path, tmp_path: Path) -> None:
+    export_tars(data / "latents", tmp_path, samples_per_tar=2, clips=data)
+    clips = [sample.metadata["clip"] for sample in ShardDataset(data / "latents").samples]
+    film = (data / f"clips/{clips[0]}.mp4").read_bytes()
+    (tar, _) = sorted(tmp_path.glob("*.tar"))
+    half = tmp_path / f".{tar.name}.17.tmp"
+    half.write_bytes(film)
+    kept = {name: content for name, content in members(tar).items() if clips[1] in name}
+    assert len(kept) == 7
+    assert remove_from_tars(tmp_path, lambda about: about["clip"] == clips[0]) == 1
+    assert members(tar) == kept
+    left = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert film not in left and clips[0].encode() not in left and not half.exists()
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert (index["samples"], [entry["samples"] for entry in index["tars"]]) == (2, [1, 1])
+    for entry in index["tars"]:
+        assert entry["offsets"] == sample_offsets(tmp_path / entry["file"])
+        assert entry["bytes"] == (tmp_path / entry["file"]).stat().st_size
+    assert remove_from_tars(tmp_path, lambda about: True) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]

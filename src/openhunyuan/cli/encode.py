@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -122,10 +123,11 @@ def run(args: Sequence[str]) -> int:
         raise UserError(
             f"No clip of {options.data} has a caption{by}; make them with: openhunyuan caption {options.data}."
         )
+    _check_apart(output, options.data)
     check_folder(output)
 
     from openhunyuan.latents.buckets import parse_buckets
-    from openhunyuan.latents.encode import encode_clips
+    from openhunyuan.latents.encode import encode_clips, narrow_samples, plan_samples
     from openhunyuan.models.load import load_model
     from openhunyuan.models.zoo import check_model
 
@@ -136,6 +138,19 @@ def run(args: Sequence[str]) -> int:
     if options.vae:
         model = model.with_vae(Path(options.vae))
     sizes = asked or (_size(options, model),)
+    fps = options.fps or model.spec.defaults.fps
+    out = console(stderr=True)
+    narrow, seconds = narrow_samples(plan_samples(captioned, sizes, fps, options.captioner)[0], fps)
+    if narrow:
+        # Windows are at least three quarters as long as is asked for, and have to hold a sample.
+        window = math.ceil(seconds / 0.75 * 10) / 10
+        out.print(
+            f"{narrow} samples show less than half of what their caption and camera label are of; caption windows "
+            f"(openhunyuan caption {options.data} --window {window:g}, with a captioner that sees frames) or encode "
+            "longer samples (--bucket).",
+            markup=False,
+            soft_wrap=True,
+        )
     with step_bar() as show:
         report = encode_clips(
             captioned,
@@ -143,19 +158,25 @@ def run(args: Sequence[str]) -> int:
             output,
             _encoders(model, device, options),
             sizes,
-            fps=options.fps or model.spec.defaults.fps,
+            fps=fps,
             samples_per_shard=options.samples_per_shard,
             captioner=options.captioner,
             workers=options.workers,
             part=part,
             on_sample=lambda done, total: show("latents", done, total),
         )
-    out = console(stderr=True)
     out.print(f"{report.samples} samples in {report.written + report.skipped + report.missing} shards, ", end="")
     out.print(f"{report.written} written now")
-    for count, why in ((len(report.left_out), "too short"), (len(kept) - len(captioned), "without a caption")):
+    short = len(report.left_out) - len(report.failed)
+    for count, why in ((short, "too short"), (len(kept) - len(captioned), "without a caption")):
         if count:
             out.print(f"{count} of {len(kept)} clips left out: {why}")
+    if report.failed:
+        out.print(f"{len(report.failed)} samples left out, to be tried again by the next run:")
+    for name, why in report.failed[:10]:
+        out.print(f"  {name} {why}", markup=False, soft_wrap=True)
+    if len(report.failed) > 10:
+        out.print(f"  and {len(report.failed) - 10} more in the index")
     if report.missing:
         out.print(f"{report.missing} shards are other parts' work; the index appears with the last")
     print(output)
@@ -167,6 +188,11 @@ def _part(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--part is '{text}', but it must be N/OF with N from 1 to OF, as 2/8.")
     return int(match[1]), int(match[2])
+
+
+def _check_apart(output: Path | str, source: Path | str) -> None:
+    if Path(output).resolve() == Path(source).resolve():
+        raise UserError(f"--output {output} is the folder that is read; choose another one, such as {output}/latents.")
 
 
 def _encoders(model: LoadedModel, device: torch.device, options: EncodeOptions | None = None) -> Encoders:
@@ -213,6 +239,7 @@ def _export(options: ExportOptions) -> int:
     from openhunyuan.latents.tars import export_tars
     from openhunyuan.recipes.own_data import check_latents
 
+    _check_apart(options.output, options.data)
     folder = Path(options.data)
     latents = folder if (folder / "index.json").is_file() else check_latents(folder)
     with step_bar() as show:
@@ -234,6 +261,7 @@ def _import(options: ImportOptions) -> int:
     from openhunyuan.models.load import load_model
     from openhunyuan.models.zoo import check_model
 
+    _check_apart(options.output, options.cache)
     found = read_cache(options.cache, options.meta)
     check_folder(Path(options.output))
     check_model(options.model)

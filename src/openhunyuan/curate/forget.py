@@ -15,7 +15,7 @@ from openhunyuan.curate.review import forget_answers
 from openhunyuan.curate.run import CUT, FORGOTTEN, MANIFEST, QUARANTINE, Sources, write_manifest
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.stills import Images
-from openhunyuan.curate.tables import TABLES, all_tables, alone, read_rows, stored
+from openhunyuan.curate.tables import STORE, TABLES, all_tables, alone, read_rows, stored
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Receipt:
     files: int
     rows: int
     latents: int = 0
+    tars: int = 0
 
 
 def find_source(data: Path | str, source: str) -> str:
@@ -65,17 +66,23 @@ def clips_from(data: Path | str, sha256: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def forget(data: Path | str, sha256: str, latents: int = 0) -> Receipt:
+def folders_with(data: Path, *patterns: str) -> list[Path]:
+    """The folders below a data folder, at any depth, that hold files of these names; its store and tables are none."""
+    tops = [path for path in data.iterdir() if path.is_dir() and path.name not in (STORE, TABLES)]
+    return sorted({path.parent for top in tops for pattern in patterns for path in top.rglob(pattern)})
+
+
+def forget(data: Path | str, sha256: str, latents: int = 0, tars: int = 0) -> Receipt:
     """Remove rows, files and views of a source from a data folder, and write the receipt (`forgotten.jsonl`).
 
-    The receipt is written first: a run that comes between does not bring the source back. `latents`: samples that the
-    caller removed, for the receipt.
+    The receipt is written first: a run that comes between does not bring the source back. `latents`, `tars`:
+    samples that the caller removed from datasets and from exports, for the receipt.
     """
     with alone(Path(data)):
-        return _forget(Path(data), sha256, latents)
+        return _forget(Path(data), sha256, latents, tars)
 
 
-def _forget(data: Path, sha256: str, latents: int) -> Receipt:
+def _forget(data: Path, sha256: str, latents: int, tars: int) -> Receipt:
     clips = clips_from(data, sha256)
     files, keys, paths = set(), {sha256, *clips}, set()
     for folder in data.glob(f"{TABLES}/{CUT}/*"):
@@ -99,6 +106,7 @@ def _forget(data: Path, sha256: str, latents: int) -> Receipt:
         files=len(files),
         rows=rows_gone,
         latents=latents,
+        tars=tars,
     )
     before = (data / FORGOTTEN).read_bytes() if (data / FORGOTTEN).is_file() else b""
     write_atomic(data / FORGOTTEN, before + (json.dumps(asdict(receipt), ensure_ascii=False) + "\n").encode())

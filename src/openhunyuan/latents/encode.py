@@ -4,17 +4,23 @@ What goes into which file is decided before anything is encoded: samples of one 
 file is named by what its samples are made of, and samples that were ever encoded in the folder are copied, so a run
 that is started again encodes only what is new: another caption costs a text, another clip its own latents. Several
 processes, on one machine or on many, share the files between them; the index is written by whoever finds them all.
+
+Samples are encoded one by one (texts a few at a time) and each is on disk, as a part, before the next is begun; a file
+is put together from its parts, which then go. A sample that cannot be encoded is left out with its reason: its file
+holds the others, and a run that is started again tries it again.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -96,7 +102,8 @@ class Encoders:
 class EncodeReport:
     """What a run did: samples in the dataset, shards written now and found complete, and (clip, reason) left out.
 
-    encoded: samples that went through the VAE now. missing: shards that other processes have still to write.
+    encoded: samples that went through the VAE now. missing: shards that other processes have still to write. failed:
+    of those left out, the ones that could not be encoded.
     """
 
     samples: int
@@ -105,6 +112,7 @@ class EncodeReport:
     left_out: tuple[tuple[str, str], ...]
     encoded: int = 0
     missing: int = 0
+    failed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,10 +150,12 @@ def encode_clips(
     `fps` frames a second (nearest frame; None: every frame as it is). captioner: whose captions; None: the newest.
     workers: processes that encode; 0 works here. part: (n, of): only every of-th shard, beginning with the n-th, for
     several runs over one folder. on_sample: called with (samples done, samples in all).
-    Clips that are too short are left out and named in the report and in the index.
+    Clips that are too short and samples that cannot be encoded (a file that is broken or gone, values beyond half
+    precision) are left out and named in the report and in the index.
 
     Raises:
-        UserError: no clip can be encoded; captions of two versions of one captioner; a clip file that is broken.
+        UserError: no clip can be encoded; captions of two versions of one captioner.
+        OSError: the disk is full.
     """
     folder, output = Path(folder), Path(output)
     sizes = (sizes,) if isinstance(sizes, VideoSize) else tuple(sizes)
@@ -160,26 +170,40 @@ def encode_clips(
     output.mkdir(parents=True, exist_ok=True)
 
     number, of = part
-    lacking = [shard for shard in shards if not shard.is_complete(output)]
     jobs = [shard for i, shard in enumerate(shards) if i % of == number - 1 and not shard.is_complete(output)]
-    done = len(samples) - sum(len(shard.samples) for shard in lacking)
-    encoded = 0
+    done = sum(len(shard.samples) for shard in shards if shard.is_complete(output))
+    encoded = written = 0
     if on_sample:
         on_sample(done, len(samples))
-    for count, new in _run(jobs, _Job(folder, output, encoders, made, fps), workers):
-        done, encoded = done + count, encoded + new
-        if on_sample:
+    for step in _run(jobs, _Job(folder, output, encoders, made, fps), workers):
+        done, encoded, written = done + step.samples, encoded + step.encoded, written + step.files
+        if on_sample and step.samples:
             on_sample(done, len(samples))
-    missing = [shard for shard in lacking if not shard.is_complete(output)]
+
+    found = [shard.as_written(output) for shard in shards]
+    failed = [item for shard in found if shard for item in shard.left_out]
+    missing = sum(shard is None for shard in found)
+    whole = [shard for shard in found if shard and shard.samples]
+    if not whole and failed:
+        name, why = failed[0]
+        raise UserError(f"None of the {len(failed)} samples could be encoded; the first one, {name}, {why}")
+    left_out += failed
     if not missing:
-        captions = Counter(sample.caption.signature for sample in samples)
+        captions = Counter(sample.caption.signature for shard in whole for sample in shard.samples)
         made |= {"captions": sorted(captions), "buckets": sorted(str(size) for size in sizes)}
-        files = [(shard.bucket, len(shard.samples), shard.files()) for shard in shards]
+        files = [(shard.bucket, len(shard.samples), shard.files()) for shard in whole]
         index = make_index(files, made, dict(captions), {"model": encoders.model, "fps": fps})
         index["left_out"] = [list(item) for item in left_out]
         store.write_dataset_index(output, index)
+        store.remove_parts(output, {key for shard in whole for key in (*shard.moment_keys, *shard.text_keys)})
     return EncodeReport(
-        len(samples), len(jobs), len(shards) - len(lacking), tuple(left_out), encoded, missing=len(missing)
+        len(samples) - len(failed),
+        written,
+        len(shards) - written - missing,
+        tuple(left_out),
+        encoded,
+        missing,
+        tuple(failed),
     )
 
 
@@ -227,6 +251,18 @@ def check_one_version(samples: Sequence[Sample]) -> None:
             )
 
 
+def narrow_samples(samples: Sequence[Sample], fps: float | None) -> tuple[int, float]:
+    """(how many videos show less than half of the frames that their caption is of, seconds of the longest of them)."""
+    found = []
+    for sample in samples:
+        clip, step = sample.clip, 1.0 if fps is None else sample.clip.fps / fps
+        first, last = sample.caption.window or (0, clip.num_frames)
+        shown = sample.size.num_frames * step
+        if not sample.size.is_image and shown < (last - first) / 2:
+            found.append(shown / clip.fps)
+    return len(found), max(found, default=0.0)
+
+
 def made_with(encoders: Encoders, fps: float | None) -> dict[str, Any]:
     """What a dataset's fingerprint is made of, but for the captions."""
     preprocessing = {
@@ -246,12 +282,17 @@ class Shard:
     samples: tuple[Sample, ...]
     moment_keys: tuple[str, ...]
     text_keys: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    """(sample, reason) of those that were to be in it and could not be encoded."""
+
+    def keys(self, kind: str) -> tuple[str, ...]:
+        return self.moment_keys if kind == store.MOMENTS else self.text_keys
 
     def file(self, kind: str) -> str:
         return store.file_name(str(self.bucket), kind, self.key(kind))
 
     def key(self, kind: str) -> str:
-        return store.key_of(list(self.moment_keys if kind == store.MOMENTS else self.text_keys))
+        return store.key_of(list(self.keys(kind)))
 
     def files(self) -> dict[str, dict[str, str]]:
         return {kind: {"file": self.file(kind), "key": self.key(kind)} for kind in (store.MOMENTS, store.TEXTS)}
@@ -262,6 +303,29 @@ class Shard:
 
     def is_complete(self, output: Path) -> bool:
         return self.has(output, store.MOMENTS) and self.has(output, store.TEXTS)
+
+    def without(self, failed: Mapping[str, str]) -> Shard:
+        """The shard of the other samples; failed: sample → reason."""
+        rows = [i for i, sample in enumerate(self.samples) if sample.name not in failed]
+        return Shard(
+            self.bucket,
+            tuple(self.samples[i] for i in rows),
+            tuple(self.moment_keys[i] for i in rows),
+            tuple(self.text_keys[i] for i in rows),
+            tuple((sample.name, failed[sample.name]) for sample in self.samples if sample.name in failed),
+        )
+
+    def record(self, output: Path) -> Path:
+        """Where it is noted which of the samples could not be encoded, for runs that share the folder."""
+        return output / store.record_name(str(self.bucket), store.key_of([self.moment_keys, self.text_keys]))
+
+    def as_written(self, output: Path) -> Shard | None:
+        """The shard as its files are, perhaps without samples that could not be encoded; None where they lack."""
+        if self.is_complete(output):
+            return self
+        failed = store.read_record(self.record(output))
+        shard = self.without(failed) if failed else self
+        return shard if failed and (not shard.samples or shard.is_complete(output)) else None
 
 
 def _shards(samples: Sequence[Sample], made: dict[str, Any], samples_per_shard: int) -> list[Shard]:
@@ -341,28 +405,83 @@ class _Job:
     fps: float | None
 
 
-_LOADED: dict[str, Any] = {}
-"""In a worker: the networks, loaded once."""
+class _Step(NamedTuple):
+    """How far a run has come: samples that are done with, samples that went through the VAE, shards written."""
+
+    samples: int = 0
+    encoded: int = 0
+    files: int = 0
 
 
-def _run(jobs: Sequence[Shard], job: _Job, workers: int) -> Iterator[tuple[int, int]]:
-    """Write shards, here or in processes; yields (samples, samples that were encoded) as they are done."""
+@dataclass(frozen=True)
+class _Piece:
+    """Samples of one shard that one process encodes and writes at once, as a part. rows: their numbers there."""
+
+    kind: str
+    bucket: VideoSize
+    rows: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass
+class _Open:
+    """A shard in the making: where its samples lie by their keys, sample → why it failed, row → pieces to come."""
+
+    shard: Shard
+    places: dict[str, store.Place]
+    failed: dict[str, str] = field(default_factory=dict)
+    lacking: Counter[int] = field(default_factory=Counter)
+
+    def pieces(self) -> list[_Piece]:
+        """What is to be encoded. Texts that one piece holds go through the encoders together, so what it holds does not
+        depend on where a run was stopped."""
+        shard, found = self.shard, []
+        for start in range(0, len(shard.samples), TEXTS_AT_ONCE):
+            rows = range(start, min(start + TEXTS_AT_ONCE, len(shard.samples)))
+            texts = [i for i in rows if shard.text_keys[i] not in self.places]
+            found += [self._piece(store.TEXTS, texts)] if texts else []
+            found += [self._piece(store.MOMENTS, [i]) for i in rows if shard.moment_keys[i] not in self.places]
+        return found
+
+    def _piece(self, kind: str, rows: Sequence[int]) -> _Piece:
+        self.lacking.update(rows)
+        keys = self.shard.keys(kind)
+        samples = tuple(self.shard.samples[i] for i in rows)
+        return _Piece(kind, self.shard.bucket, tuple(rows), samples, tuple(keys[i] for i in rows))
+
+
+def _run(jobs: Sequence[Shard], job: _Job, workers: int) -> Iterator[_Step]:
+    """Encode and write shards, here or in processes; tells what was done as it is done."""
     if not jobs:
         return
     known = {kind: store.find_samples(job.output, kind) for kind in (store.MOMENTS, store.TEXTS)}
-    if workers < 1:
-        loaded = lazily(lambda: job.encoders.load(0))
-        for shard in jobs:
-            yield _write(shard, job, loaded, _known(shard, known))
-        return
-    context = multiprocessing.get_context("spawn")
-    numbers: Any = context.Queue()
-    for number in range(workers):
-        numbers.put(number)
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (job, numbers)) as pool:
+    opened = [_Open(shard, _known(shard, known)) for shard in jobs]
+    queue = deque((one, piece) for one in opened for piece in one.pieces())
+    ready = deque(one for one in opened if not one.lacking)
+    done = sum(len(one.shard.samples) - len(one.lacking) for one in opened)
+    if done:
+        yield _Step(done)
+    running: dict[Future[Any], tuple[_Open, _Piece | None]] = {}
+    pool = _processes(job, min(workers, len(queue) + len(ready))) if workers else _Here(job)
+    with pool:
         try:
-            for future in as_completed([pool.submit(_write_there, shard, _known(shard, known)) for shard in jobs]):
-                yield future.result()
+            while queue or ready or running:
+                while (queue or ready) and len(running) < 2 * max(workers, 1):
+                    if ready:
+                        one = ready.popleft()
+                        running[pool.submit(_finish_there, one.shard, one.places, one.failed)] = one, None
+                    else:
+                        one, piece = queue.popleft()
+                        running[pool.submit(_encode_there, piece)] = one, piece
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    one, piece = running.pop(future)
+                    if piece is None:
+                        yield _Step(files=int(future.result()))
+                        continue
+                    yield _taken(one, piece, *future.result())
+                    if not one.lacking:
+                        ready.append(one)
         except BrokenProcessPool:
             raise UserError(
                 "A process that encoded died, out of memory perhaps; what it finished is kept. "
@@ -372,6 +491,40 @@ def _run(jobs: Sequence[Shard], job: _Job, workers: int) -> Iterator[tuple[int, 
             pool.shutdown(cancel_futures=True)
 
 
+def _taken(one: _Open, piece: _Piece, places: dict[str, store.Place], failed: dict[str, str]) -> _Step:
+    """Note in a shard what became of a piece of it."""
+    one.places |= places
+    one.failed |= failed
+    one.lacking.subtract(piece.rows)
+    done = [row for row in piece.rows if not one.lacking[row]]
+    for row in done:
+        del one.lacking[row]
+    return _Step(len(done), len(places) if piece.kind == store.MOMENTS else 0)
+
+
+class _Here(Executor):
+    """Does in this process, at once, what it is given."""
+
+    def __init__(self, job: _Job) -> None:
+        _LOADED.update(job=job, networks=lazily(lambda: job.encoders.load(0)))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        _LOADED.clear()
+
+
+def _processes(job: _Job, workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    numbers: Any = context.Queue()
+    for number in range(workers):
+        numbers.put(number)
+    return ProcessPoolExecutor(workers, context, _begin, (job, numbers))
+
+
 def _known(shard: Shard, known: dict[str, dict[str, store.Place]]) -> dict[str, store.Place]:
     """Of all samples that were ever encoded, those of a shard."""
     found = {key: known[store.MOMENTS].get(key) for key in shard.moment_keys}
@@ -379,14 +532,31 @@ def _known(shard: Shard, known: dict[str, dict[str, store.Place]]) -> dict[str, 
     return {key: place for key, place in found.items() if place is not None}
 
 
+_LOADED: dict[str, Any] = {}
+"""Where work is done: the job, and the networks, loaded once."""
+
+
 def _begin(job: _Job, numbers: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     number = numbers.get()
     _LOADED.update(job=job, networks=lazily(lambda: job.encoders.load(number)))
 
 
-def _write_there(shard: Shard, known: dict[str, store.Place]) -> tuple[int, int]:
-    return _write(shard, _LOADED["job"], _LOADED["networks"], known)
+def _end_with_parent() -> None:
+    # A worker whose run was killed would wait for work for ever, with the model in memory.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _encode_there(piece: _Piece) -> tuple[dict[str, store.Place], dict[str, str]]:
+    return _encode(piece, _LOADED["job"], _LOADED["networks"])
+
+
+def _finish_there(shard: Shard, places: dict[str, store.Place], failed: dict[str, str]) -> bool:
+    return _finish(shard, places, failed, _LOADED["job"])
 
 
 def lazily(load: Callable[[], Any]) -> Callable[[], Any]:
@@ -401,68 +571,106 @@ def lazily(load: Callable[[], Any]) -> Callable[[], Any]:
     return get
 
 
-def _write(shard: Shard, job: _Job, networks: Callable[[], Networks], known: dict[str, store.Place]) -> tuple[int, int]:
-    encoded = 0
-    if not shard.has(job.output, store.MOMENTS):
-        encoded = _write_moments(shard, job, networks, known)
-    if not shard.has(job.output, store.TEXTS):
-        _write_texts(shard, job, networks, known)
-    return len(shard.samples), encoded
-
-
-def _write_moments(shard: Shard, job: _Job, networks: Callable[[], Networks], known: dict[str, store.Place]) -> int:
-    tensors: dict[str, Tensor] = {}
-    readers = _Readers()
-    encoded = 0
-    for i, (sample, key) in enumerate(zip(shard.samples, shard.moment_keys, strict=True)):
-        place = known.get(key)
-        if place is not None:
-            for name in ("mean", "logvar"):
-                tensors[f"{name}/{i:06d}"] = readers.tensor(place, name)
-            continue
-        mean, logvar = _moments(sample, job, networks())
-        tensors[f"mean/{i:06d}"], tensors[f"logvar/{i:06d}"] = mean.half(), logvar.half()
-        encoded += 1
-    about = [
-        {
-            "sample": sample.name,
-            "clip": sample.clip.id,
-            "source": sample.clip.source,
-            "fps": job.fps or sample.clip.fps,
-            "first_frame": sample.first,
-        }
-        for sample in shard.samples
+def _encode(
+    piece: _Piece, job: _Job, networks: Callable[[], Networks]
+) -> tuple[dict[str, store.Place], dict[str, str]]:
+    """Write the part of a piece: (key → where the sample lies, sample → why it could not be encoded)."""
+    encode = _encode_moments if piece.kind == store.MOMENTS else _encode_texts
+    encoded = encode(piece.samples, job, networks)
+    failed = {sample.name: made for sample, made in zip(piece.samples, encoded, strict=True) if isinstance(made, str)}
+    kept = [
+        (sample, key, made)
+        for sample, key, made in zip(piece.samples, piece.keys, encoded, strict=True)
+        if not isinstance(made, str)
     ]
-    made = {what: job.made[what] for what in ("vae", "preprocessing")}
-    path = job.output / shard.file(store.MOMENTS)
-    store.write_file(path, store.MOMENTS, tensors, made, shard.moment_keys, about)
-    return encoded
+    if not kept:
+        return {}, failed
+    keys = [key for _, key, _ in kept]
+    path = job.output / store.part_name(str(piece.bucket), piece.kind, store.key_of(keys))
+    tensors = {f"{name}/{i:06d}": tensor for i, (_, _, made) in enumerate(kept) for name, tensor in made.items()}
+    _write(path, piece.kind, tensors, keys, [sample for sample, _, _ in kept], job)
+    return {key: store.Place(path, i) for i, key in enumerate(keys)}, failed
 
 
-def _write_texts(shard: Shard, job: _Job, networks: Callable[[], Networks], known: dict[str, store.Place]) -> None:
-    tensors: dict[str, Tensor] = {}
-    readers = _Readers()
-    new = []
-    for i, key in enumerate(shard.text_keys):
-        if key in known:
-            for name in ("states", "pooled"):
-                tensors[f"{name}/{i:06d}"] = readers.tensor(known[key], name)
+def _finish(shard: Shard, places: dict[str, store.Place], failed: dict[str, str], job: _Job) -> bool:
+    """Put the files of a shard together from samples that lie in others; whether there was anything to write."""
+    record = shard.record(job.output)
+    if failed:
+        store.write_record(record, failed)
+        shard = shard.without(failed)
+    if not shard.samples:
+        return False
+    written = False
+    for kind, names in ((store.MOMENTS, ("mean", "logvar")), (store.TEXTS, ("states", "pooled"))):
+        if not shard.has(job.output, kind):
+            readers, keys = _Readers(), shard.keys(kind)
+            tensors = {
+                f"{name}/{i:06d}": readers.tensor(places[key], name) for i, key in enumerate(keys) for name in names
+            }
+            _write(job.output / shard.file(kind), kind, tensors, keys, shard.samples, job)
+            written = True
+    if not failed:
+        record.unlink(missing_ok=True)
+    store.remove_parts(job.output, {*shard.moment_keys, *shard.text_keys}, str(shard.bucket))
+    return written
+
+
+def _write(
+    path: Path, kind: str, tensors: dict[str, Tensor], keys: Sequence[str], samples: Sequence[Sample], job: _Job
+) -> None:
+    whats = ("vae", "preprocessing") if kind == store.MOMENTS else ("text_encoders",)
+    about = [_about_moments(sample, job) if kind == store.MOMENTS else _about_text(sample) for sample in samples]
+    store.write_file(path, kind, tensors, {what: job.made[what] for what in whats}, keys, about)
+
+
+def _about_moments(sample: Sample, job: _Job) -> dict[str, Any]:
+    return {
+        "sample": sample.name,
+        "clip": sample.clip.id,
+        "source": sample.clip.source,
+        "fps": job.fps or sample.clip.fps,
+        "first_frame": sample.first,
+    }
+
+
+def _about_text(sample: Sample) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"camera": sample.clip.camera, "captioner": sample.caption.signature}
+    if sample.caption.fields:
+        metadata[CAPTION] = sample.caption.fields  # other texts can be assembled from it when batches are made
+    return {"sample": sample.name, "clip": sample.clip.id, "prompt": sample.caption.text, "metadata": metadata}
+
+
+def _encode_moments(
+    samples: Sequence[Sample], job: _Job, networks: Callable[[], Networks]
+) -> list[dict[str, Tensor] | str]:
+    found: list[dict[str, Tensor] | str] = []
+    for sample in samples:
+        frames = _frames(sample, job)
+        if isinstance(frames, str):
+            found.append(frames)
         else:
-            new.append(i)
-    kind = "image" if shard.bucket.is_image else "video"
-    for start in range(0, len(new), TEXTS_AT_ONCE):
-        rows = new[start : start + TEXTS_AT_ONCE]
-        encode_texts(networks().text, [shard.samples[i].caption.text for i in rows], rows, kind, tensors)
-    about = []
-    for sample in shard.samples:
-        metadata: dict[str, Any] = {"camera": sample.clip.camera, "captioner": sample.caption.signature}
-        if sample.caption.fields:
-            metadata[CAPTION] = sample.caption.fields  # other texts can be assembled from it when batches are made
-        about.append(
-            {"sample": sample.name, "clip": sample.clip.id, "prompt": sample.caption.text, "metadata": metadata}
-        )
-    made = {"text_encoders": job.made["text_encoders"]}
-    store.write_file(job.output / shard.file(store.TEXTS), store.TEXTS, tensors, made, shard.text_keys, about)
+            mean, logvar = _moments(frames, sample.size, job, networks())
+            found.append(_finite({"mean": mean, "logvar": logvar}))
+    return found
+
+
+def _encode_texts(
+    samples: Sequence[Sample], job: _Job, networks: Callable[[], Networks]
+) -> list[dict[str, Tensor] | str]:
+    tensors: dict[str, Tensor] = {}
+    kind = "image" if samples[0].size.is_image else "video"
+    encode_texts(networks().text, [sample.caption.text for sample in samples], range(len(samples)), kind, tensors)
+    return [
+        _finite({name: tensors[f"{name}/{row:06d}"] for name in ("states", "pooled")}) for row in range(len(samples))
+    ]
+
+
+def _finite(tensors: dict[str, Tensor]) -> dict[str, Tensor] | str:
+    """The tensors, or why they cannot be stored."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor.half()).all():
+            return f"cannot be stored: its {name} is not finite in half precision."
+    return tensors
 
 
 @torch.no_grad()
@@ -485,7 +693,8 @@ class _Readers:
     def tensor(self, place: store.Place, name: str) -> Tensor:
         if place.path not in self._open:
             self._open[place.path] = store.Reader(place.path)
-        return self._open[place.path].tensor(name, place.number)
+        # A copy: a mapped file for every part would be more than a process may hold.
+        return self._open[place.path].tensor(name, place.number).clone()
 
 
 def frames_at(clip: Clip, fps: float | None, first: int, last: int) -> int:
@@ -515,14 +724,22 @@ def to_pixels(frames: np.ndarray, height: int, width: int) -> Tensor:
     return (x / 127.5 - 1.0).clamp(-1.0, 1.0).transpose(0, 1)[None].contiguous()
 
 
+def _frames(sample: Sample, job: _Job) -> np.ndarray | str:
+    """The frames of a sample, uint8 [T, H, W, 3], or why they cannot be had."""
+    path, wanted = job.folder / str(sample.clip.path), sample.size.num_frames
+    try:
+        frames = list(_take(iter_video(path), frame_numbers(sample.clip, wanted, job.fps, sample.first)))
+        if len(frames) == wanted:
+            return np.stack(frames)
+    except ValueError as error:  # a UserError, or frames of several sizes
+        return f"cannot be read: {error}".replace(str(path), str(sample.clip.path))
+    return f"cannot be read: {sample.clip.path} holds fewer frames than its record says."
+
+
 @torch.no_grad()
-def _moments(sample: Sample, job: _Job, networks: Networks) -> tuple[Tensor, Tensor]:
+def _moments(frames: np.ndarray, size: VideoSize, job: _Job, networks: Networks) -> tuple[Tensor, Tensor]:
     """Mean and log variance [C, T, h, w] of the scaled latents."""
-    path, size = job.folder / str(sample.clip.path), sample.size
-    frames = list(_take(iter_video(path), frame_numbers(sample.clip, size.num_frames, job.fps, sample.first)))
-    if len(frames) != size.num_frames:
-        raise UserError(f"{path} holds fewer frames than its record says; cut the clips again.")
-    pixels = to_pixels(np.stack(frames), size.height, size.width).to(networks.device)
+    pixels = to_pixels(frames, size.height, size.width).to(networks.device)
     found = networks.vae.encode(pixels, job.encoders.tiling)
     factor = networks.vae.config.scaling_factor
     return (found.mean[0] * factor).float().cpu(), (found.logvar[0] + 2 * math.log(factor)).float().cpu()

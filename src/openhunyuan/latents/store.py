@@ -6,13 +6,16 @@ A dataset of format 2 is a folder:
     index-<fingerprint>.json          every dataset that was finished here, each made from something else
     5x32x32/moments-<key>.safetensors mean/<i> and logvar/<i>, fp16 [C, T, h, w], of one bucket
     5x32x32/texts-<key>.safetensors   states/<i> [S, D] without padding and pooled/<i> [P], fp16, of the same
+    5x32x32/moments-part-<key>.…      some samples of a file that is not complete yet, in the same form; also texts-part
+    5x32x32/left-out-<key>.json       samples that could not be encoded, with reasons; the next run tries them again
 
 The means are stored scaled (times the VAE's `scaling_factor` s) and the log variances with them (plus 2 ln s), so that
 mean + exp(logvar / 2) * noise is what the transformer reads. A file of imported latents may have no log variances.
 Moments and texts lie apart because captions change more often than pictures. Each file's header, the one safetensors
 metadata entry `shard`, holds what it was made from, the keys of its samples and what is known of each of them; every
 sample has a key of its own, so that one that was ever encoded here is copied and not encoded again. Files are written
-whole or not at all, and nothing is deleted: a file that no index names is only disk space.
+whole or not at all, and nothing is deleted but parts whose samples lie in a whole file: a file that no index names is
+only disk space.
 """
 
 from __future__ import annotations
@@ -45,6 +48,26 @@ def key_of(value: Any) -> str:
 def file_name(bucket: str, kind: str, key: str) -> str:
     """The name of a file, relative to the dataset's folder."""
     return f"{bucket}/{kind}-{key[:16]}.safetensors"
+
+
+def part_name(bucket: str, kind: str, key: str) -> str:
+    """The name of a part: samples that wait for the rest of their file."""
+    return f"{bucket}/{kind}-part-{key[:16]}.safetensors"
+
+
+def record_name(bucket: str, key: str) -> str:
+    """The name of the record of samples that could not be encoded; key: of the file as it was planned."""
+    return f"{bucket}/left-out-{key[:16]}.json"
+
+
+def write_record(path: Path, left_out: Mapping[str, str]) -> None:
+    """left_out: sample → reason."""
+    write_atomic(path, (json.dumps(left_out, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_record(path: Path) -> dict[str, str]:
+    """Sample → reason; empty where there is no record."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_file(
@@ -96,13 +119,22 @@ class Place:
 
 
 def find_samples(folder: Path, kind: str) -> dict[str, Place]:
-    """Sample key → where it lies, over all files of a dataset's folder, old ones too. Reads headers only."""
+    """Sample key → where it lies, over all files of a dataset's folder, old ones and parts too. Reads headers only."""
     found: dict[str, Place] = {}
-    for path in sorted(folder.glob(f"*/{kind}-*.safetensors")):
+    # Parts first, so that a whole file, which stays, is preferred.
+    for path in sorted(folder.glob(f"*/{kind}-*.safetensors"), key=lambda path: ("-part-" not in path.name, path)):
         header = read_header(path)
         if header is not None and header["kind"] == kind:
             found.update({key: Place(path, number) for number, key in enumerate(header["keys"])})
     return found
+
+
+def remove_parts(folder: Path, keys: set[str], bucket: str = "*") -> None:
+    """Delete the parts all of whose samples are among these, which lie in whole files."""
+    for path in folder.glob(f"{bucket}/*-part-*.safetensors"):
+        header = read_header(path)
+        if header is not None and keys.issuperset(header["keys"]):
+            path.unlink(missing_ok=True)
 
 
 class Reader:
@@ -193,8 +225,14 @@ def remove_from_store(folder: Path, gone: Any) -> int:
     Returns how many samples of the dataset in use went.
 
     A file that changes loses its key, so that encoding makes it again from what is left; one that becomes empty goes,
-    and so does an index of nothing.
+    and so does an index of nothing, and what runs that died left half written.
     """
+    for kind in (MOMENTS, TEXTS):
+        for path in folder.glob(f"*/.{kind}-*.tmp"):
+            path.unlink(missing_ok=True)
+    for path in folder.glob("*/left-out-*.json"):
+        if any(gone({"clip": name.split("@")[0]}) for name in read_record(path)):
+            path.unlink()
     empty: set[str] = set()
     changed: set[str] = set()
     removed: dict[str, int] = {}

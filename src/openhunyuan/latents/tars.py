@@ -16,8 +16,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from openhunyuan.latents.store import key_of
 
 FORMAT = "openhunyuan-tars-1"
 INDEX = "index.json"
+_TAR = re.compile(r"\d+x\d+x\d+-\d{6}-[0-9a-f]{8}\.tar")
+_HALF_WRITTEN = re.compile(rf"\.{_TAR.pattern}\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def export_tars(
     clips: a data folder, whose mp4 files go in as well.
 
     Raises:
-        UserError: `output` holds another export, or is the dataset's own folder; a clip's file is not there.
+        UserError: `output` holds tars that are not of this export, or is the dataset's own folder; a clip's file is not
+            there.
     """
     output = Path(output)
     dataset = ShardDataset(latents)
@@ -67,28 +71,90 @@ def export_tars(
             raise UserError(f"{output} holds an {INDEX} that is no export's; choose another folder.")
     films = {clip.id: clip for clip in read_clips(clips)} if clips else {}
     origin = key_of([dataset.index, bool(clips)])
-    tars: list[dict[str, Any]] = []
-    done = written = 0
+    planned: list[tuple[str, str, list[int]]] = []
     for shape, rows in dataset.buckets().items():
         bucket = str(LatentSize(shape[1], shape[2], shape[3]).video)
         for number, first in enumerate(range(0, len(rows), samples_per_tar)):
             group = rows[first : first + samples_per_tar]
-            name = f"{bucket}-{number:06d}-{key_of([origin, group])[:8]}.tar"
-            if not (output / name).is_file():
-                output.mkdir(parents=True, exist_ok=True)
-                _write_tar(output / name, [(row, dataset) for row in group], films, clips)
-                written += 1
-            offsets = sample_offsets(output / name)
-            if len(offsets) != len(group):
-                raise UserError(f"{output / name} is not whole; delete it and export again.")
-            size = (output / name).stat().st_size
-            tars.append({"file": name, "bucket": bucket, "samples": len(group), "bytes": size, "offsets": offsets})
-            done += len(group)
-            if on_sample:
-                on_sample(done, len(dataset))
+            planned.append((f"{bucket}-{number:06d}-{key_of([origin, group])[:8]}.tar", bucket, group))
+    strange = {path.name for path in output.glob("*.tar")} - {name for name, _, _ in planned}
+    if strange:
+        raise UserError(
+            f"{output} holds {min(strange)}, which is not of this export, and who reads *.tar would mix the two; "
+            "choose another folder, or delete the old tars, which are copies."
+        )
+    tars: list[dict[str, Any]] = []
+    done = written = 0
+    for name, bucket, group in planned:
+        if not (output / name).is_file():
+            output.mkdir(parents=True, exist_ok=True)
+            _write_tar(output / name, (m for row in group for m in _members(row, dataset[row], films, clips)))
+            written += 1
+        offsets = sample_offsets(output / name)
+        if len(offsets) != len(group):
+            raise UserError(f"{output / name} is not whole; delete it and export again.")
+        tars.append(_entry(output / name, bucket, offsets))
+        done += len(group)
+        if on_sample:
+            on_sample(done, len(dataset))
     index = {"format": FORMAT, "samples": len(dataset), "made": dataset.made, "tars": tars}
     write_atomic(output / INDEX, (json.dumps(index, indent=1, sort_keys=True) + "\n").encode())
     return TarReport(len(dataset), len(tars), written)
+
+
+def _entry(path: Path, bucket: str, offsets: dict[str, int]) -> dict[str, Any]:
+    """What the index says of a tar."""
+    size = path.stat().st_size
+    return {"file": path.name, "bucket": bucket, "samples": len(offsets), "bytes": size, "offsets": offsets}
+
+
+def remove_from_tars(folder: Path, gone: Callable[[dict[str, Any]], bool]) -> int:
+    """Take the samples whose metadata says so out of the tars of a folder, those of an export that died too; returns
+    how many went. A tar that changes keeps its name; one that becomes empty goes, and so does an index of none.
+    """
+    removed = 0
+    for path in sorted(folder.iterdir()):
+        if _HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
+        elif _TAR.fullmatch(path.name):
+            removed += _remove_from_tar(path, gone)
+    _mend_index(folder / INDEX)
+    return removed
+
+
+def _remove_from_tar(path: Path, gone: Callable[[dict[str, Any]], bool]) -> int:
+    offsets = sample_offsets(path)
+    with tarfile.open(path, "r:") as tar:
+        names = {
+            member.name.split(".", 1)[0]
+            for member in tar
+            if member.name.endswith(".json") and gone(json.loads(_content(tar, member)))
+        }
+        if names and len(names) < len(offsets):
+            left = (member for member in tar if member.name.split(".", 1)[0] not in names)
+            _write_tar(path, ((member.name, _content(tar, member)) for member in left))
+    if len(names) == len(offsets):
+        path.unlink()
+    return len(names)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def _mend_index(path: Path) -> None:
+    """Make the index of an export say what its tars hold."""
+    index = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if index.get("format") != FORMAT:
+        return
+    held = [(path.parent / tar["file"], tar["bucket"]) for tar in index["tars"]]
+    tars = [_entry(file, bucket, sample_offsets(file)) for file, bucket in held if file.is_file()]
+    index |= {"tars": tars, "samples": sum(tar["samples"] for tar in tars)}
+    if tars:
+        write_atomic(path, (json.dumps(index, indent=1, sort_keys=True) + "\n").encode())
+    else:
+        path.unlink()
 
 
 def sample_offsets(path: Path) -> dict[str, int]:
@@ -103,16 +169,15 @@ def sample_offsets(path: Path) -> dict[str, int]:
     return offsets
 
 
-def _write_tar(path: Path, rows: list[tuple[int, ShardDataset]], films: dict[str, Clip], clips: Path | None) -> None:
+def _write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for row, dataset in rows:
-                    for name, content in _members(row, dataset[row], films, clips):
-                        member = tarfile.TarInfo(name)  # no times, no owners: the same samples give the same bytes
-                        member.size = len(content)
-                        tar.addfile(member, io.BytesIO(content))
+                for name, content in members:
+                    member = tarfile.TarInfo(name)  # no times, no owners: the same samples give the same bytes
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
