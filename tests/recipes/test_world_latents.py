@@ -118,6 +118,7 @@ def test_keys_name_the_sample_and_its_epoch_and_another_shape_is_refused(encoded
     stage, count = Stage(name="s", steps=99, shapes=(SHAPE,)), len(encoded[2])
     keys = torch.cat([source.batch(step, stage, SHAPE)["keys"] for step in range(2 * count)])
     assert len({tuple(key) for key in keys.tolist()}) == len(keys) == 6 * count
-    assert keys[:, 1].unique().tolist() == list(range(6))
+    assert keys[:, 0].unique().tolist() == list(range(2 * count))  # of both sets
+    assert keys[:, 1].unique().tolist() == list(range(3))
     with pytest.raises(UserError, match="needs latents of 1x2x2, but the data holds 2x4x4"):
         source.batch(0, stage, BatchShape(batch_size=1, num_frames=1, height=16, width=16))

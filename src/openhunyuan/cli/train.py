@@ -87,6 +87,11 @@ class TrainOptions(Record):
     stored_texts: bool = Field(
         False, description="Stages on latents: train on the texts as encoded, not on texts assembled in every epoch."
     )
+    sample_latents: bool = Field(
+        False,
+        description="With --data: latents are drawn anew in every epoch from the distribution that the VAE gave, "
+        "instead of its mean.",
+    )
     memory: float | None = Field(
         None,
         gt=0,
@@ -197,6 +202,8 @@ def run(args: Sequence[str]) -> int:
         return watch(_runs_in(folder))
     for package in options.log:
         require(package, package)
+    if options.sample_latents and options.data is None:
+        raise UserError("--sample-latents needs encoded latents, which hold their distribution; give them with --data.")
     with run_with(Running(log=("tensorboard", *options.log))):
         if name in STAGES:
             return _stage(name, options, runs_dir)
@@ -244,14 +251,14 @@ def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path)
     if name != "tiny-video":
         raise UserError(f"Only the recipe tiny-video takes --data; {name} makes its own.")
     check_folder(runs_dir)
-    from openhunyuan.recipes import own_data
-
-    own_data.check_latents(data)
     import torch
+
+    from openhunyuan.recipes import own_data
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    print(own_data.train(data, runs_dir, options.steps or 300, pick_device(options.device)))
+    steps, device = options.steps or 300, pick_device(options.device)
+    print(own_data.train(data, runs_dir, steps, device, sample_latents=options.sample_latents))
     return 0
 
 
@@ -299,6 +306,7 @@ def _chosen(options: TrainOptions) -> run_stage.Options:
         clips=options.clips,
         perceptual=options.perceptual,
         stored_texts=options.stored_texts,
+        sample_latents=options.sample_latents,
         name=options.name,
         memory=options.memory,
         decoder_only=options.decoder_only,

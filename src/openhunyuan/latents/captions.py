@@ -1,7 +1,7 @@
 """Training texts assembled from structured captions when a batch is made: dropout, permutation, combination (§3.2).
 
 Stored text states hold one wording. A sample that carries its caption (``metadata["caption"]``, as ``encode_clips``
-writes it) gets another one at every epoch, a pure function of (seed, sample, epoch), encoded on the spot.
+writes it) gets another one at every epoch, a pure function of (seed, clip, epoch), encoded on the spot.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class CaptionAssembly:
         self._held: OrderedDict[tuple[str, str], tuple[Tensor, Tensor]] = OrderedDict()
 
     def prompt(self, sample: LatentSample, number: int, epoch: int) -> str:
-        """The text of sample ``number`` in an epoch; the stored one where the sample carries no caption.
+        """The text of a sample in an epoch; the stored one where the sample carries no caption.
+
+        number: ``ShardDataset.number``.
 
         Raises:
             UserError: the caption is not one; names the sample.
@@ -49,7 +51,8 @@ class CaptionAssembly:
         try:
             caption = Caption(**fields)
         except (UserError, TypeError) as error:
-            raise UserError(f"The caption of sample {number} ({sample.prompt!r}) cannot be used: {error}") from None
+            name = sample.metadata.get("sample", number)
+            raise UserError(f"The caption of sample {name} ({sample.prompt!r}) cannot be used: {error}") from None
         return assemble(caption, np.random.default_rng((self.seed, number, epoch)))
 
     def apply(self, samples: Sequence[LatentSample], keys: Sequence[tuple[int, int]]) -> list[LatentSample]:

@@ -192,7 +192,7 @@ def encode_clips(
         captions = Counter(sample.caption.signature for shard in whole for sample in shard.samples)
         made |= {"captions": sorted(captions), "buckets": sorted(str(size) for size in sizes)}
         files = [(shard.bucket, len(shard.samples), shard.files()) for shard in whole]
-        index = make_index(files, made, dict(captions), {"model": encoders.model, "fps": fps})
+        index = make_index(files, made, dict(captions), {"model": encoders.model, "fps": fps, "captioner": captioner})
         index["left_out"] = [list(item) for item in left_out]
         store.write_dataset_index(output, index)
         store.remove_parts(output, {key for shard in whole for key in (*shard.moment_keys, *shard.text_keys)})
@@ -374,7 +374,8 @@ def make_index(
         files: (bucket, samples, {"moments": {"file", "key"}, "texts": {"file", "key"}}) of every shard.
         made: what all was made with; the dataset's fingerprint is its hash.
         captions: captioner and version → how many samples it captioned.
-        provenance: what else is worth knowing; `fps` gives the buckets' seconds.
+        provenance: what else is worth knowing; `fps` gives the buckets' seconds, `captioner` says whose captions were
+            asked for (None: the newest).
     """
     buckets: dict[str, dict[str, Any]] = {}
     for size, count, shard in files:

@@ -71,7 +71,7 @@ class LatentSample:
 
     def drawn(self, seed: int, number: int, epoch: int) -> LatentSample:
         """This sample with latents drawn from their distribution (float32) in place of the mode: mean + std * noise,
-        the noise a pure function of (seed, number, epoch), `number` the sample's own in the run.
+        the noise a pure function of (seed, number, epoch), `number` the sample's own (`ShardDataset.number`).
 
         Raises:
             UserError: only the mode was kept.
@@ -324,6 +324,17 @@ class ShardDataset:
         return [self[number] for number in range(len(self))]
 
     @property
+    def files(self) -> list[Any]:
+        """The index's entries of all files, JSON: other samples, texts or an other order have other ones."""
+        return self.index["shards"] if "shards" in self.index else [b["shards"] for b in self.index["buckets"]]
+
+    @property
+    def has_variances(self) -> bool:
+        """Whether latents can be drawn from the distribution of every sample."""
+        files = {moments.path: moments for moments, _, _ in self._places}
+        return bool(files) and all(moments.has("logvar") for moments in files.values())
+
+    @property
     def made(self) -> dict[str, Any]:
         """What the latents were made with, as far as it is known: `vae`, `text_encoders`, `preprocessing`, ..."""
         made = dict(self.index.get("made") or {})
@@ -355,6 +366,21 @@ class ShardDataset:
             return self._held[index].metadata
         moments, texts, number = self._places[index]
         return {**moments.header["samples"][number], **texts.header["samples"][number]["metadata"]}
+
+    def prompt(self, index: int) -> str:
+        """A sample's text as it was encoded; reads no tensor."""
+        if self._held:
+            return self._held[index].prompt
+        _, texts, number = self._places[index]
+        return texts.header["samples"][number]["prompt"]
+
+    def number(self, index: int, place: int) -> int:
+        """What a sample's draws (text, latents, noise) are keyed by, in [0, 2^63): a hash of its name, so that it does
+        not depend on the samples beside it. `place`, where samples have no names, as those of the synthetic world."""
+        name = self.metadata(index).get("sample")
+        if name is None:
+            return place
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
     def buckets(self) -> dict[tuple[int, ...], list[int]]:
         """Latent shape -> indices of the samples that have it."""
@@ -508,7 +534,9 @@ class Loader:
     def batch(self, step: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         dataset, keys = self._keys(step)
         samples = [dataset[index] for index, _ in keys]
-        return collate(self._draws.apply(samples, keys) if self._draws else samples, dtype)
+        if self._draws:
+            samples = self._draws.apply(samples, [(dataset.number(index, index), epoch) for index, epoch in keys])
+        return collate(samples, dtype)
 
 
 def apportion(shares: Sequence[float], seats: int) -> np.ndarray:

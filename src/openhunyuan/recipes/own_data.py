@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.latents.captions import CAPTION, CaptionAssembly
-from openhunyuan.latents.shards import INDEX_NAME, ShardDataset
+from openhunyuan.latents.shards import ShardDataset
 from openhunyuan.models.load import load_model, save_model_folder
+from openhunyuan.recipes.stage_data import check_same_data, data_record, latent_draws, latent_folders, read_latents
 from openhunyuan.recipes.world_latents import LatentBatches
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, TrainConfig
 from openhunyuan.train.loop import Trainer
@@ -22,21 +24,22 @@ BATCH_FRAMES = 256
 
 
 def check_latents(data: Path) -> Path:
-    """The latents of a data folder. Raises UserError when there are none; reads no tensor."""
-    folder = data / "latents"
-    if not (folder / INDEX_NAME).is_file():
-        raise UserError(f"{data} holds no latents; make them with: openhunyuan encode {data}.")
-    return folder
+    """The one latent dataset of a folder. Raises UserError when there is none or more; reads no tensor."""
+    first, *more = latent_folders(data)
+    if more:
+        names = ", ".join(folder.name for folder in (first, *more))
+        raise UserError(f"{data} holds several sets of latents ({names}); name one: {first}.")
+    return first
 
 
-def config_for(dataset: ShardDataset, steps: int) -> TrainConfig:
-    """A run of so many steps over the shapes of a dataset, each as often as it has samples."""
+def config_for(datasets: Sequence[ShardDataset], steps: int) -> TrainConfig:
+    """A run of so many steps over the shapes of datasets, each as often as it has samples."""
     shapes = []
-    for (_, frames, height, width), rows in dataset.buckets().items():
+    for (_, frames, height, width), count in Counter(shape for held in datasets for shape in held.shapes).items():
         num_frames = (frames - 1) * 4 + 1
-        batch = max(1, min(len(rows), BATCH_FRAMES // num_frames))
+        batch = max(1, min(count, BATCH_FRAMES // num_frames))
         shapes.append(
-            BatchShape(batch_size=batch, num_frames=num_frames, height=height * 8, width=width * 8, share=len(rows))
+            BatchShape(batch_size=batch, num_frames=num_frames, height=height * 8, width=width * 8, share=count)
         )
     return TrainConfig(
         name=NAME,
@@ -51,30 +54,36 @@ def config_for(dataset: ShardDataset, steps: int) -> TrainConfig:
     )
 
 
-def train(data: Path, runs_dir: Path, steps: int, device: torch.device, model_name: str = "tiny") -> Path:
-    """Train a model's transformer on DATA/latents; leaves a complete model folder in the run's directory.
+def train(
+    data: Path,
+    runs_dir: Path,
+    steps: int,
+    device: torch.device,
+    model_name: str = "tiny",
+    sample_latents: bool = False,
+) -> Path:
+    """Train a model's transformer on a folder's latents; leaves a complete model folder in the run's directory.
 
-    Raises UserError when the latents were made with another model: they would mean nothing to this one.
+    sample_latents: drawn anew in every epoch, in place of their mean.
+
+    Raises UserError where `read_latents` does, and when the directory holds a run on other data.
     """
-    folder = check_latents(data)
     model = load_model(model_name, device="cpu", dtype="float32")
-    made_with = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["provenance"].get("model")
-    if made_with != model.weights_name():
-        raise UserError(
-            f"The latents of {data} were made with other weights than those of {model_name}; "
-            f"encode again with: openhunyuan encode {data} --model {model_name}."
-        )
-    dataset = ShardDataset(folder)
-    config = config_for(dataset, steps)
+    datasets = read_latents(data, model)
+    run_dir = runs_dir / NAME
+    record = {"data": data_record(data, datasets), "model": model_name, "weights": model.weights_name()}
+    check_same_data(run_dir, record["data"])
+    if sample_latents:
+        record["sample_latents"] = True
+    config = config_for(datasets, steps)
     torch.manual_seed(config.seed)
     dit = model.dit.requires_grad_(True).train()
     empty = model.text.encode([""])
     task = FlowTask(FlowConfig(), dit, EmptyText(empty.states[0][empty.mask[0]], empty.pooled[0]), {})
-    run_dir = runs_dir / config.name
-    record = {"data": str(data), "model": model_name, "weights": made_with}
-    said = any(CAPTION in dataset.metadata(row) for row in range(len(dataset)))
+    said = any(CAPTION in dataset.metadata(row) for dataset in datasets for row in range(len(dataset)))
     captions = CaptionAssembly(model.text, config.seed) if said else None
-    Trainer(config, task, LatentBatches([dataset], config.seed, captions), run_dir, record, device).run()
+    draws = latent_draws(datasets, config.seed) if sample_latents else None
+    Trainer(config, task, LatentBatches(datasets, config.seed, captions, draws), run_dir, record, device).run()
     spec = model.spec
     save_model_folder(
         run_dir / "model",
@@ -84,7 +93,7 @@ def train(data: Path, runs_dir: Path, steps: int, device: torch.device, model_na
         model.files.text_encoder_2,
         spec.defaults,
         spec.name,
-        description=f"{spec.name}, trained for {steps} more steps on {len(dataset)} clips of {data.name}.",
+        description=f"{spec.name}, trained for {steps} more steps on {record['data']['samples']} clips of {data.name}.",
         licence=spec.licence,
         image_condition_type=spec.image_condition_type,
         image_optional=spec.image_optional,

@@ -36,7 +36,14 @@ from openhunyuan.recipes.lineage import Base, Origin, check_network, check_sizes
 from openhunyuan.recipes.networks import Updates, filled, with_picture_channels
 from openhunyuan.recipes.registry import SCALES, Scale
 from openhunyuan.recipes.scales import SIZES, Sizes
-from openhunyuan.recipes.stage_data import data_record, encode_buckets, read_buckets, read_latents
+from openhunyuan.recipes.stage_data import (
+    check_same_data,
+    data_record,
+    encode_buckets,
+    latent_draws,
+    read_buckets,
+    read_latents,
+)
 from openhunyuan.recipes.stages import STAGES, LatentRecipe, Made, VaeRecipe, shortened
 from openhunyuan.recipes.tiny_flow import CPU, render_samples
 from openhunyuan.recipes.tiny_vae import fitted_vae
@@ -71,6 +78,7 @@ class Options:
     clips: int = 256
     perceptual: str | None = None
     stored_texts: bool = False
+    sample_latents: bool = False
     name: str | None = None
     device: torch.device = CPU
     layout: Layout = ALONE
@@ -126,6 +134,8 @@ def _check_applies(stage: str, recipe: Made, origin: Origin, options: Options) -
     """Refuse what would be given in vain."""
     if options.camera_prob is not None and isinstance(recipe, VaeRecipe):
         raise UserError(f"--camera-prob is for the stages on latents; {stage} draws the clips that its recipe says.")
+    if options.sample_latents and isinstance(recipe, VaeRecipe):
+        raise UserError(f"--sample-latents is for the stages on latents; {stage} trains the VAE that makes them.")
     if options.image_share is None:
         return
     if isinstance(recipe, VaeRecipe) or recipe.condition is not None:
@@ -346,9 +356,12 @@ class _LatentRun:
             rank=rank,
             world_size=ranks,
             image_scales=recipe.image_scales,
+            draws=latent_draws(datasets, config.seed) if self.options.sample_latents else None,
         )
         for planned in config.stages:
             source.plan(planned)
+        if self.options.data is not None:
+            check_same_data(self.run_dir, data)
         text = self.model.text  # not before: language models are large
         if (text.states_width, text.pooled_width) != (sizes.text_dim, sizes.pooled_dim):
             raise UserError(
@@ -368,6 +381,8 @@ class _LatentRun:
             "image_share": self._share(),
             "stored_texts": self.options.stored_texts,
         }
+        if self.options.sample_latents:
+            record["sample_latents"] = True
         if self.options.memory is not None:
             config = self._fitting(config, task, source, dit.config, self.options.memory)
         if self.options.processes > 1:

@@ -10,48 +10,66 @@ from pathlib import Path
 from typing import Any
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.log import get_logger
+from openhunyuan.base.record import read_json
 from openhunyuan.caption.schema import Caption
+from openhunyuan.curate.clip import Clip
+from openhunyuan.curate.run import MANIFEST, read_clips
+from openhunyuan.latents import store
 from openhunyuan.latents.captions import CAPTION
-from openhunyuan.latents.shards import FORMAT, INDEX_NAME, ShardDataset
+from openhunyuan.latents.shards import FORMAT, INDEX_NAME, LatentDraws, ShardDataset
 from openhunyuan.models.load import LoadedModel
+from openhunyuan.recipes.lineage import RUN
 from openhunyuan.recipes.world_latents import Encoders, WorldBucket, encode_world
 from openhunyuan.train.config import BatchShape
 from openhunyuan.train.loop import Batch
 
+LATENTS = "latents"
 HELD_OUT = 16
 """Samples of a validation set, at most."""
 
 
 def latent_folders(data: Path) -> list[Path]:
-    """The latent datasets of a folder: itself, its ``latents``, or folders in either (one for each size).
+    """The latent datasets that a folder stands for: itself, its ``latents``, all folders in that (one for each size),
+    or the only one there is.
 
     Raises:
-        UserError: there are none.
+        UserError: there is none, or several that nobody put together.
     """
-    places = [data, *sorted(data.glob("*")), *sorted(data.glob("latents/*"))]
-    found = [place for place in places if _is_dataset(place / INDEX_NAME)]
+    for place in (data, data / LATENTS):
+        if _is_dataset(place):
+            return [place]
+    sizes = [
+        place for place in sorted((data if data.name == LATENTS else data / LATENTS).glob("*")) if _is_dataset(place)
+    ]
+    found = sizes or [place for place in sorted(data.glob("*")) if _is_dataset(place)]
     if not found:
         raise UserError(f"{data} holds no latents; make them with: openhunyuan encode {data}.")
+    if len(found) > 1 and not sizes:
+        raise UserError(
+            f"{data} holds several sets of latents ({', '.join(place.name for place in found)}); name one: {found[0]}."
+        )
     return found
 
 
-def _is_dataset(index: Path) -> bool:
+def _is_dataset(folder: Path) -> bool:
     try:
-        return json.loads(index.read_text(encoding="utf-8")).get("format") == FORMAT
+        return json.loads((folder / INDEX_NAME).read_text(encoding="utf-8")).get("format") in (FORMAT, store.FORMAT)
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def read_latents(data: Path, model: LoadedModel) -> list[ShardDataset]:
-    """All datasets of a folder, checked.
+    """The datasets that a folder stands for, checked.
 
     Raises:
-        UserError: a shard that is cut off, latents of other weights than ``model``'s, a sample without a caption.
+        UserError: none, or several that nobody put together; a file that is cut off; latents of other weights than
+            ``model``'s; a sample without a caption; samples that the manifest beside them no longer has like this.
     """
     datasets = [ShardDataset(folder) for folder in latent_folders(data)]
     ours = model.weights_name().removeprefix(f"{model.spec.name}-")
     for dataset in datasets:
-        made_with = str(dataset.index["provenance"].get("model"))
+        made_with = str((dataset.index.get("provenance") or {}).get("model"))
         if not made_with.endswith(f"-{ours}"):
             again = f"openhunyuan encode {data} --model {model.folder} --vae {model.files.vae}"
             raise UserError(
@@ -60,10 +78,11 @@ def read_latents(data: Path, model: LoadedModel) -> list[ShardDataset]:
             )
         for number in range(len(dataset)):
             fields = dataset.metadata(number).get(CAPTION)
-            if not fields and not dataset[number].prompt.strip():
+            if not fields and not dataset.prompt(number).strip():
                 raise UserError(f"Sample {number} of {dataset.path} has no caption; caption its clip and encode again.")
             if fields:
                 _check_caption(fields, f"sample {number} of {dataset.path}")
+        _check_fresh(dataset)
     return datasets
 
 
@@ -76,10 +95,81 @@ def _check_caption(fields: Any, where: str) -> None:
         ) from None
 
 
+def _check_fresh(dataset: ShardDataset) -> None:
+    """Raise UserError where the curation folder that holds a dataset has dropped clips or changed captions since.
+
+    Captions are compared with what encoding would take now: those of the captioner that was asked for; where the index
+    does not say (``captioner``), those of the captioner that wrote them, and newer ones of another are said in the log.
+    """
+    folder = dataset.path.absolute()
+    home = folder.parent.parent if folder.parent.name == LATENTS else folder.parent
+    made = dataset.index.get("provenance") or {}
+    if not (home / MANIFEST).is_file() or made.get("imported"):
+        return
+    clips = {clip.id: clip for clip in read_clips(home) if not clip.dropped}
+    gone = changed = older = 0
+    for number in range(len(dataset)):
+        about = dataset.metadata(number)
+        clip, written_by = clips.get(about.get("clip", "")), about.get("captioner", "")
+        held = (about.get("first_frame", 0), written_by, dataset.prompt(number), about.get(CAPTION) or {})
+        if clip is None:
+            gone += 1
+        elif held not in _captions(clip, made.get("captioner", written_by.partition("@")[0])):
+            changed += 1
+        elif held not in _captions(clip, None):
+            older += 1
+    if gone or changed:
+        why = [f"{gone} are of clips that are no longer kept"] * bool(gone)
+        why += [f"{changed} have captions that were written anew"] * bool(changed)
+        raise UserError(
+            f"The latents of {dataset.path} are older than the {MANIFEST} beside them: of {len(dataset)} samples "
+            f"{' and '.join(why)}; encode again, with the options of before: openhunyuan encode {home}."
+        )
+    if older:
+        get_logger("train").warning(
+            "%d of %d samples of %s have captions beside which there are newer ones of another captioner; to train on "
+            "those: openhunyuan encode %s", older, len(dataset), dataset.path, home,
+        )  # fmt: skip
+
+
+def _captions(clip: Clip, captioner: str | None) -> list[tuple[int, str, str, dict[str, Any]]]:
+    """First frame, captioner, text and fields of the captions that encoding takes."""
+    found = clip.captions_of(captioner)
+    return [(c.window[0] if c.window else 0, c.signature, c.text, dict(c.fields)) for c in found]
+
+
+def latent_draws(datasets: Sequence[ShardDataset], seed: int) -> LatentDraws:
+    """What draws latents anew in every epoch. Raises UserError where only the mode was kept."""
+    for dataset in datasets:
+        if not dataset.has_variances:
+            raise UserError(
+                f"{dataset.path} holds no variances, so no latents can be drawn; leave --sample-latents out, or make "
+                "latents from clips with: openhunyuan encode."
+            )
+    return LatentDraws(seed)
+
+
 def data_record(data: Path, datasets: Sequence[ShardDataset]) -> dict[str, Any]:
     """For ``run.json``: the folder, how many samples, and a hash that changes when they do."""
-    digest = hashlib.sha256(json.dumps([d.index["shards"] for d in datasets], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([d.files for d in datasets], sort_keys=True).encode()).hexdigest()
     return {"folder": str(data), "samples": sum(len(d) for d in datasets), "sha256": digest}
+
+
+def check_same_data(run_dir: Path, record: dict[str, Any]) -> None:
+    """Raise ``UserError`` when the directory holds a run on other data. record: of ``data_record``."""
+    path = run_dir / RUN
+    held = read_json(path).get("data") if path.is_file() else record
+    if held != record:
+        raise UserError(
+            f"{run_dir} holds a run on {_described(held)}, but this one reads {_described(record)}; choose another "
+            "directory (--runs-dir; for stages also --name), or delete it to start again."
+        )
+
+
+def _described(record: Any) -> str:
+    if not isinstance(record, dict) or "sha256" not in record:
+        return "other data"
+    return f"{record['samples']} samples of {record['folder']} ({record['sha256'][:12]})"
 
 
 def encode_buckets(

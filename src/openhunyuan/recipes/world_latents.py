@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ import torch
 from openhunyuan.base.errors import UserError
 from openhunyuan.latents.captions import CAPTION, CaptionAssembly
 from openhunyuan.latents.shards import (
+    LatentDraws,
     LatentSample,
     ShardDataset,
     collate,
@@ -196,35 +198,43 @@ def _encode(
 
 
 class LatentBatches:
-    """Source for task ``flow``: batches of the stage's shape, from the encoded set that has it.
+    """Source for task ``flow``: batches of the stage's shape, from the encoded sets that have it.
 
-    ``keys`` of a batch are (sample, epoch), the sample counted over all sets: noise, time and dropout of a sample are
-    drawn from them. With ``captions``, texts are assembled anew in every epoch where samples carry their caption.
+    ``keys`` of a batch are (``ShardDataset.number``, epoch): noise, time and dropout of a sample are drawn from them.
+    With ``captions``, texts are assembled anew in every epoch where samples carry their caption.
     """
 
     at_hand = True
 
-    def __init__(self, datasets: list[ShardDataset], seed: int, captions: CaptionAssembly | None = None):
-        self.seed, self.captions = seed, captions
-        self.by_shape: dict[tuple[int, ...], tuple[ShardDataset, list[int], int]] = {}
-        first = 0
-        for dataset in datasets:
-            for shape, rows in dataset.buckets().items():
-                self.by_shape[shape[1:]] = dataset, rows, first
-            first += len(dataset)
+    def __init__(
+        self,
+        datasets: Sequence[ShardDataset],
+        seed: int,
+        captions: CaptionAssembly | None = None,
+        draws: LatentDraws | None = None,
+    ) -> None:
+        """draws: latents drawn anew at every epoch, in place of the mode."""
+        self.seed, self.captions, self.draws = seed, captions, draws
+        self.by_shape: dict[tuple[int, ...], list[tuple[ShardDataset, int, int]]] = {}
+        places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
+        for place, (dataset, row) in enumerate(places):
+            self.by_shape.setdefault(dataset.shapes[row][1:], []).append((dataset, row, place))
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         wanted = ((shape.num_frames - 1) // 4 + 1, shape.height // 8, shape.width // 8)
         if wanted not in self.by_shape:
-            held = ", ".join("x".join(map(str, known)) for known in self.by_shape)
+            known = ", ".join("x".join(map(str, shape)) for shape in self.by_shape)
             raise UserError(
-                f"Stage {stage.name} needs latents of {'x'.join(map(str, wanted))}, but the data holds {held}."
+                f"Stage {stage.name} needs latents of {'x'.join(map(str, wanted))}, but the data holds {known}."
             )
-        dataset, rows, first = self.by_shape[wanted]
+        held = self.by_shape[wanted]
         positions = range(step * shape.batch_size, (step + 1) * shape.batch_size)
-        chosen = [rows[i] for i in epoch_shuffled(len(rows), positions, self.seed, *wanted)]
-        keys = [(first + row, place // len(rows)) for row, place in zip(chosen, positions, strict=True)]
-        samples = [dataset[row] for row in chosen]
-        if self.captions:
-            samples = self.captions.apply(samples, keys)
+        chosen = [held[i] for i in epoch_shuffled(len(held), positions, self.seed, *wanted)]
+        epochs = [position // len(held) for position in positions]
+        keys = [
+            (dataset.number(row, place), epoch) for (dataset, row, place), epoch in zip(chosen, epochs, strict=True)
+        ]
+        samples = [dataset[row] for dataset, row, _ in chosen]
+        for change in (self.draws, self.captions):
+            samples = change.apply(samples, keys) if change else samples
         return collate(samples) | {"keys": torch.tensor(keys)}

@@ -95,8 +95,10 @@ class PlannedBatches:
         mine += [replace(smallest, weight=0.0)] * (max(len(rank) for rank in ranks) - len(mine))
         parts = []
         for micro in mine:
-            samples: list[LatentSample] = [dataset[row] for dataset, row in (self.places[n] for n, _ in micro.keys)]
+            held = [(*self.places[place], place, epoch) for place, epoch in micro.keys]
+            keys = [(dataset.number(row, place), epoch) for dataset, row, place, epoch in held]
+            samples: list[LatentSample] = [dataset[row] for dataset, row, _, _ in held]
             for change in (self.draws, self.captions):
-                samples = change.apply(samples, micro.keys) if change else samples
-            parts.append((micro.weight, collate(samples) | {"keys": torch.tensor(micro.keys)}))
+                samples = change.apply(samples, keys) if change else samples
+            parts.append((micro.weight, collate(samples) | {"keys": torch.tensor(keys)}))
         return {"parts": parts}
