@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from openhunyuan.cli.main import main
 from openhunyuan.curate.clip import Clip, ClipCaption, clip_id
 from openhunyuan.curate.run import read_clips, write_manifest
 from openhunyuan.latents.plan import CostModel
+from openhunyuan.latents.resample import CYCLE
 from openhunyuan.latents.shards import INDEX_NAME, LatentSample, ShardDataset, write_index, write_shard
 from openhunyuan.models.load import load_model
 from openhunyuan.recipes import own_data
 from openhunyuan.recipes.scales import SIZES
-from openhunyuan.recipes.stage_data import latent_folders, read_latents
+from openhunyuan.recipes.stage_data import data_record, latent_folders, read_latents
 from openhunyuan.recipes.world_latents import LatentBatches
 from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.metrics import read_metrics
@@ -213,6 +215,44 @@ def test_a_clip_s_draws_do_not_depend_on_the_clips_beside_it(
         before, after = keys(few, planned), keys(more, planned)
         assert len(before) == 3 and len(set(after.values())) == 4
         assert before == {name: after[name] for name in before}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_clips_come_by_the_weights_of_their_concepts(data: Path, micro_model_folder: Path, planned: bool) -> None:
+    """In a cycle of `CYCLE` passes, a clip of weight 2 comes twice as often as one of weight 1, never drawn alike."""
+    weights = (2.0, 0.75, 0.25)
+    write_manifest(data, [c.model_copy(update={"weight": w}) for c, w in zip(read_clips(data), weights, strict=True)])
+    model = load_model(str(micro_model_folder), device="cpu", dtype="float32")
+    stage = Stage(name="s", steps=CYCLE, shapes=(SHAPE,))
+
+    def drawn(datasets: list[ShardDataset]) -> list[tuple[int, int]]:
+        source = PlannedBatches(datasets, CostModel(0, 1, 0), 3) if planned else LatentBatches(datasets, 0)
+        batches = [source.batch(step, stage, SHAPE) for step in range(CYCLE)]
+        parts = [part for batch in batches for _, part in batch["parts"]] if planned else batches
+        return [(number, epoch) for part in parts for number, epoch in part["keys"].tolist()]
+
+    (weighed,) = datasets = read_latents(data, model)
+    keys = drawn(datasets)
+    assert len(set(keys)) == len(keys) == 3 * CYCLE
+    counts = Counter(number for number, _ in keys)
+    assert weighed.weights is not None
+    assert [counts[weighed.number(row, row)] for row in range(3)] == [round(CYCLE * w) for w in weighed.weights]
+    assert sorted(weighed.weights) == sorted(weights)
+    uniform = read_latents(data, model, uniform=True)
+    assert set(Counter(number for number, _ in drawn(uniform)).values()) == {CYCLE}
+    assert data_record(data, datasets)["sha256"] != data_record(data, uniform)["sha256"]
+
+
+def test_weights_are_left_out_when_asked_and_refused_where_there_are_none(
+    data: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(data, lambda clip: clip.model_copy(update={"weight": 3.0}))
+    assert train_lora(data, micro_model_folder) == 0
+    assert "holds a run on 3 samples" in refused(capsys, train_lora(data, micro_model_folder, "--uniform"))
+    assert train_lora(data, micro_model_folder, "--uniform", "--name", "alike") == 0
+    for recipe in ("lora", "tiny-image"):
+        runs = ["--runs-dir", str(data.parent / "none")]
+        assert "give them with --data" in refused(capsys, main(["train", recipe, "--uniform", *runs]))
 
 
 def test_latents_are_drawn_when_asked_for(

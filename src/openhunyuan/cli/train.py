@@ -92,6 +92,10 @@ class TrainOptions(Record):
         description="With --data: latents are drawn anew in every epoch from the distribution that the VAE gave, "
         "instead of its mean.",
     )
+    uniform: bool = Field(
+        False,
+        description="With --data: all clips come equally often, not by the weights that curation gave their concepts.",
+    )
     memory: float | None = Field(
         None,
         gt=0,
@@ -204,6 +208,8 @@ def run(args: Sequence[str]) -> int:
         require(package, package)
     if options.sample_latents and options.data is None:
         raise UserError("--sample-latents needs encoded latents, which hold their distribution; give them with --data.")
+    if options.uniform and options.data is None:
+        raise UserError("--uniform is for clips of curation, whose concepts have weights; give them with --data.")
     with run_with(Running(log=("tensorboard", *options.log))):
         if name in STAGES:
             return _stage(name, options, runs_dir)
@@ -258,7 +264,7 @@ def _train_on_data(name: str, options: TrainOptions, data: Path, runs_dir: Path)
     if options.threads:
         torch.set_num_threads(options.threads)
     steps, device = options.steps or 300, pick_device(options.device)
-    print(own_data.train(data, runs_dir, steps, device, sample_latents=options.sample_latents))
+    print(own_data.train(data, runs_dir, steps, device, sample_latents=options.sample_latents, uniform=options.uniform))
     return 0
 
 
@@ -307,6 +313,7 @@ def _chosen(options: TrainOptions) -> run_stage.Options:
         perceptual=options.perceptual,
         stored_texts=options.stored_texts,
         sample_latents=options.sample_latents,
+        uniform=options.uniform,
         name=options.name,
         memory=options.memory,
         decoder_only=options.decoder_only,

@@ -296,6 +296,8 @@ class ShardDataset:
         self._places: list[tuple[store.Reader, store.Reader, int]] = []
         self.shapes: list[tuple[int, ...]] = []
         """Latent shape [C, T, h, w] of every sample."""
+        self.weights: tuple[float, ...] | None = None
+        """How often samples are to come, relative to each other (`latents.resample`); None: all alike."""
         if self.index.get("format") == FORMAT:
             self._read_shards()
         elif self.index.get("format") == store.FORMAT:

@@ -10,6 +10,7 @@ import torch
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.latents.captions import CAPTION, CaptionAssembly
+from openhunyuan.latents.resample import places
 from openhunyuan.latents.shards import ShardDataset
 from openhunyuan.models.load import load_model, save_model_folder
 from openhunyuan.recipes.stage_data import check_same_data, data_record, latent_draws, latent_folders, read_latents
@@ -33,13 +34,16 @@ def check_latents(data: Path) -> Path:
 
 
 def config_for(datasets: Sequence[ShardDataset], steps: int) -> TrainConfig:
-    """A run of so many steps over the shapes of datasets, each as often as it has samples."""
+    """A run of so many steps over the shapes of datasets, each as often as its samples weigh."""
     shapes = []
-    for (_, frames, height, width), count in Counter(shape for held in datasets for shape in held.shapes).items():
+    held = Counter(shape for dataset in datasets for shape in dataset.shapes)
+    weighed = Counter(place.dataset.shapes[place.row] for place in places(datasets))
+    for shape, share in weighed.items():
+        _, frames, height, width = shape
         num_frames = (frames - 1) * 4 + 1
-        batch = max(1, min(count, BATCH_FRAMES // num_frames))
+        batch = max(1, min(held[shape], BATCH_FRAMES // num_frames))
         shapes.append(
-            BatchShape(batch_size=batch, num_frames=num_frames, height=height * 8, width=width * 8, share=count)
+            BatchShape(batch_size=batch, num_frames=num_frames, height=height * 8, width=width * 8, share=share)
         )
     return TrainConfig(
         name=NAME,
@@ -61,15 +65,17 @@ def train(
     device: torch.device,
     model_name: str = "tiny",
     sample_latents: bool = False,
+    uniform: bool = False,
 ) -> Path:
     """Train a model's transformer on a folder's latents; leaves a complete model folder in the run's directory.
 
-    sample_latents: drawn anew in every epoch, in place of their mean.
+    sample_latents: drawn anew in every epoch, in place of their mean. uniform: all clips come equally often, whatever
+    weight their concept gives them.
 
     Raises UserError where `read_latents` does, and when the directory holds a run on other data.
     """
     model = load_model(model_name, device="cpu", dtype="float32")
-    datasets = read_latents(data, model)
+    datasets = read_latents(data, model, uniform)
     run_dir = runs_dir / NAME
     record = {"data": data_record(data, datasets), "model": model_name, "weights": model.weights_name()}
     check_same_data(run_dir, record["data"])

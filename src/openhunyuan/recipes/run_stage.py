@@ -79,6 +79,7 @@ class Options:
     perceptual: str | None = None
     stored_texts: bool = False
     sample_latents: bool = False
+    uniform: bool = False
     name: str | None = None
     device: torch.device = CPU
     layout: Layout = ALONE
@@ -136,6 +137,8 @@ def _check_applies(stage: str, recipe: Made, origin: Origin, options: Options) -
         raise UserError(f"--camera-prob is for the stages on latents; {stage} draws the clips that its recipe says.")
     if options.sample_latents and isinstance(recipe, VaeRecipe):
         raise UserError(f"--sample-latents is for the stages on latents; {stage} trains the VAE that makes them.")
+    if options.uniform and isinstance(recipe, VaeRecipe):
+        raise UserError(f"--uniform is for the stages on latents; {stage} draws all clips alike.")
     if options.image_share is None:
         return
     if isinstance(recipe, VaeRecipe) or recipe.condition is not None:
@@ -307,7 +310,7 @@ class _LatentRun:
     def _data(self) -> tuple[list[ShardDataset], dict[str, Batch], dict[str, Any]]:
         options = self.options
         if options.data is not None:
-            datasets = read_latents(options.data, self.model)
+            datasets = read_latents(options.data, self.model, options.uniform)
             return datasets, {}, data_record(options.data, datasets)
         if options.scale != "tiny":
             raise _needs_data(self.stage, options, "encoded latents")

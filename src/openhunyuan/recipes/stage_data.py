@@ -59,8 +59,9 @@ def _is_dataset(folder: Path) -> bool:
         return False
 
 
-def read_latents(data: Path, model: LoadedModel) -> list[ShardDataset]:
-    """The datasets that a folder stands for, checked.
+def read_latents(data: Path, model: LoadedModel, uniform: bool = False) -> list[ShardDataset]:
+    """The datasets that a folder stands for, checked; with their clips' weights, where a manifest beside them has any
+    and not ``uniform``.
 
     Raises:
         UserError: none, or several that nobody put together; a file that is cut off; latents of other weights than
@@ -82,8 +83,26 @@ def read_latents(data: Path, model: LoadedModel) -> list[ShardDataset]:
                 raise UserError(f"Sample {number} of {dataset.path} has no caption; caption its clip and encode again.")
             if fields:
                 _check_caption(fields, f"sample {number} of {dataset.path}")
-        _check_fresh(dataset)
+        clips = _clips_beside(dataset)
+        if clips is not None:
+            _check_fresh(dataset, clips)
+            if not uniform:
+                dataset.weights = _weights(dataset, clips)
     return datasets
+
+
+def _weights(dataset: ShardDataset, clips: dict[str, Clip]) -> tuple[float, ...] | None:
+    """The weight of each sample's clip; None where no clip has one."""
+    found = [clips[dataset.metadata(row)["clip"]].weight for row in range(len(dataset))]
+    if all(weight is None for weight in found):
+        return None
+    weights = tuple(1.0 if weight is None else weight for weight in found)
+    if len(set(weights)) > 1:
+        get_logger("train").info(
+            "%s: %d samples come by the weights of their clips' concepts, %.2f to %.2f (--uniform: all alike)",
+            dataset.path, len(weights), min(weights), max(weights),
+        )  # fmt: skip
+    return weights
 
 
 def _check_caption(fields: Any, where: str) -> None:
@@ -95,18 +114,27 @@ def _check_caption(fields: Any, where: str) -> None:
         ) from None
 
 
-def _check_fresh(dataset: ShardDataset) -> None:
+def _home(dataset: ShardDataset) -> Path:
+    """The data folder that a dataset lies in."""
+    folder = dataset.path.absolute()
+    return folder.parent.parent if folder.parent.name == LATENTS else folder.parent
+
+
+def _clips_beside(dataset: ShardDataset) -> dict[str, Clip] | None:
+    """The kept clips of the curation folder that holds a dataset; None for one that lies by itself."""
+    home, made = _home(dataset), dataset.index.get("provenance") or {}
+    if not (home / MANIFEST).is_file() or made.get("imported"):
+        return None
+    return {clip.id: clip for clip in read_clips(home) if not clip.dropped}
+
+
+def _check_fresh(dataset: ShardDataset, clips: dict[str, Clip]) -> None:
     """Raise UserError where the curation folder that holds a dataset has dropped clips or changed captions since.
 
     Captions are compared with what encoding would take now: those of the captioner that was asked for; where the index
     does not say (``captioner``), those of the captioner that wrote them, and newer ones of another are said in the log.
     """
-    folder = dataset.path.absolute()
-    home = folder.parent.parent if folder.parent.name == LATENTS else folder.parent
-    made = dataset.index.get("provenance") or {}
-    if not (home / MANIFEST).is_file() or made.get("imported"):
-        return
-    clips = {clip.id: clip for clip in read_clips(home) if not clip.dropped}
+    home, made = _home(dataset), dataset.index.get("provenance") or {}
     gone = changed = older = 0
     for number in range(len(dataset)):
         about = dataset.metadata(number)
@@ -150,8 +178,10 @@ def latent_draws(datasets: Sequence[ShardDataset], seed: int) -> LatentDraws:
 
 
 def data_record(data: Path, datasets: Sequence[ShardDataset]) -> dict[str, Any]:
-    """For ``run.json``: the folder, how many samples, and a hash that changes when they do."""
-    digest = hashlib.sha256(json.dumps([d.files for d in datasets], sort_keys=True).encode()).hexdigest()
+    """For ``run.json``: the folder, how many samples, and a hash that changes when they or their weights do."""
+    held: list[Any] = [d.files for d in datasets]
+    held += [d.weights for d in datasets if d.weights]
+    digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
     return {"folder": str(data), "samples": sum(len(d) for d in datasets), "sha256": digest}
 
 

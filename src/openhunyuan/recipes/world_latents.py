@@ -17,6 +17,7 @@ import torch
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.latents.captions import CAPTION, CaptionAssembly
+from openhunyuan.latents.resample import Place, places
 from openhunyuan.latents.shards import (
     LatentDraws,
     LatentSample,
@@ -215,10 +216,9 @@ class LatentBatches:
     ) -> None:
         """draws: latents drawn anew at every epoch, in place of the mode."""
         self.seed, self.captions, self.draws = seed, captions, draws
-        self.by_shape: dict[tuple[int, ...], list[tuple[ShardDataset, int, int]]] = {}
-        places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
-        for place, (dataset, row) in enumerate(places):
-            self.by_shape.setdefault(dataset.shapes[row][1:], []).append((dataset, row, place))
+        self.by_shape: dict[tuple[int, ...], list[Place]] = {}
+        for place in places(datasets):
+            self.by_shape.setdefault(place.dataset.shapes[place.row][1:], []).append(place)
 
     def batch(self, step: int, stage: Stage, shape: BatchShape) -> Batch:
         wanted = ((shape.num_frames - 1) // 4 + 1, shape.height // 8, shape.width // 8)
@@ -230,11 +230,8 @@ class LatentBatches:
         held = self.by_shape[wanted]
         positions = range(step * shape.batch_size, (step + 1) * shape.batch_size)
         chosen = [held[i] for i in epoch_shuffled(len(held), positions, self.seed, *wanted)]
-        epochs = [position // len(held) for position in positions]
-        keys = [
-            (dataset.number(row, place), epoch) for (dataset, row, place), epoch in zip(chosen, epochs, strict=True)
-        ]
-        samples = [dataset[row] for dataset, row, _ in chosen]
+        keys = [place.key(position // len(held)) for place, position in zip(chosen, positions, strict=True)]
+        samples = [place.dataset[place.row] for place in chosen]
         for change in (self.draws, self.captions):
             samples = change.apply(samples, keys) if change else samples
         return collate(samples) | {"keys": torch.tensor(keys)}

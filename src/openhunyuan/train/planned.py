@@ -11,6 +11,7 @@ from openhunyuan.base.log import get_logger
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.latents.captions import CaptionAssembly
 from openhunyuan.latents.plan import BatchPlan, CostModel
+from openhunyuan.latents.resample import places
 from openhunyuan.latents.shards import LatentDraws, LatentSample, ShardDataset, check_mix, collate
 from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.loop import Batch
@@ -36,8 +37,8 @@ class PlannedBatches:
     ) -> None:
         """captions: texts assembled anew at every epoch. draws: latents drawn anew, in place of the mode."""
         check_mix(datasets)
-        self.places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
-        self.shapes = [shape[1:] for dataset in datasets for shape in dataset.shapes]
+        self.places = places(datasets)
+        self.shapes = [place.dataset.shapes[place.row][1:] for place in self.places]
         self.draws = draws
         self.cost, self.global_batch, self.ratio, self.max_cost = cost, global_batch, images_to_videos, max_cost
         self.seed, self.rank, self.world_size, self.captions = seed, rank, world_size, captions
@@ -74,9 +75,8 @@ class PlannedBatches:
     def longest(self, shape: BatchShape, count: int) -> Batch:
         """A micro-batch for measuring memory: ``count`` empty samples of a bucket, with the longest text of the data as
         it was encoded."""
-        numbers = range(len(self.places))
-        dataset, row = self.places[max(numbers, key=lambda n: len(self.places[n][0][self.places[n][1]].states))]
-        sample: LatentSample = dataset[row]
+        every = (place.dataset[place.row] for place in self.places if not place.copy)
+        sample: LatentSample = max(every, key=lambda sample: len(sample.states))
         latent = VideoSize(shape.num_frames, shape.height, shape.width).latent
         size = (len(sample.latents), latent.frames, latent.height, latent.width)
         empty = replace(sample, latents=torch.zeros(size, dtype=sample.latents.dtype), logvar=None)
@@ -95,9 +95,9 @@ class PlannedBatches:
         mine += [replace(smallest, weight=0.0)] * (max(len(rank) for rank in ranks) - len(mine))
         parts = []
         for micro in mine:
-            held = [(*self.places[place], place, epoch) for place, epoch in micro.keys]
-            keys = [(dataset.number(row, place), epoch) for dataset, row, place, epoch in held]
-            samples: list[LatentSample] = [dataset[row] for dataset, row, _, _ in held]
+            held = [(self.places[number], epoch) for number, epoch in micro.keys]
+            keys = [place.key(epoch) for place, epoch in held]
+            samples: list[LatentSample] = [place.dataset[place.row] for place, _ in held]
             for change in (self.draws, self.captions):
                 samples = change.apply(samples, keys) if change else samples
             parts.append((micro.weight, collate(samples) | {"keys": torch.tensor(keys)}))
