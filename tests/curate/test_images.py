@@ -13,7 +13,7 @@ from openhunyuan.base.video import read_video
 from openhunyuan.curate.decide import Crop, Filter
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.find import find_videos
-from openhunyuan.curate.forget import find_source, forget
+from openhunyuan.curate.forget import forget
 from openhunyuan.curate.ladder import Ladder, TrainingSet, read_sets, read_verdicts
 from openhunyuan.curate.measures.border import Border
 from openhunyuan.curate.measures.fingerprint import Fingerprint
@@ -216,10 +216,10 @@ def test_a_source_of_images_is_forgotten_with_its_file(raw: Path, data: Path) ->
     clips = {Path(c.source).name: c for c in read_clips(data) if c.kind == "image"}
     path = data / str(clips["odd.png"].path)
     assert path.is_file()
-    receipt = forget(data, find_source(data, "odd.png"))
+    receipt = forget(data, "odd.png")
     assert (receipt.files, receipt.clips, path.exists()) == (1, (clips["odd.png"].id,), False)
     assert clips["odd.png"].id not in {row["clip"] for row in read_verdicts(data)}
-    frames = forget(data, find_source(data, "film.mp4"))
+    frames = forget(data, "film.mp4")
     assert len(frames.clips) == 4, "two shots and a frame of each"
 
 

@@ -312,23 +312,27 @@ def _forget(options: ForgetOptions) -> int:
     import json
     from dataclasses import asdict
 
-    from openhunyuan.curate.forget import clips_from, find_source, folders_with, forget
+    from openhunyuan.curate.forget import folders_with, forget
     from openhunyuan.curate.run import read_clips
     from openhunyuan.latents.shards import remove_samples
     from openhunyuan.latents.tars import remove_from_tars
 
     data = Path(options.output)
     read_clips(data)
-    sha256 = find_source(data, options.source)
-    clips = set(clips_from(data, sha256))
 
-    def gone(about: dict[str, object]) -> bool:
-        return about.get("clip") in clips
+    def remove(clips: set[str]) -> tuple[int, int]:
+        """Samples taken out of latents and of exports."""
 
-    # Found by their files: what a run that died left has no index.
-    buckets = folders_with(data, "*moments-*.safetensors*", "*texts-*.safetensors*", "left-out-*.json")
-    datasets = {*(bucket.parent for bucket in buckets), *folders_with(data, "shard-*.safetensors")}
-    latents = sum(remove_samples(folder, gone) for folder in sorted(datasets))
-    tars = sum(remove_from_tars(folder, gone) for folder in folders_with(data, "*.tar*"))
-    print(json.dumps(asdict(forget(data, sha256, latents, tars)), indent=2, ensure_ascii=False))
+        def gone(about: dict[str, object]) -> bool:
+            return about.get("clip") in clips
+
+        # Found by their files: what a run that died left has no index.
+        buckets = folders_with(data, "*moments-*.safetensors*", "*texts-*.safetensors*", "left-out-*.json")
+        datasets = {*(bucket.parent for bucket in buckets), *folders_with(data, "shard-*.safetensors")}
+        return (
+            sum(remove_samples(folder, gone) for folder in sorted(datasets)),
+            sum(remove_from_tars(folder, gone) for folder in folders_with(data, "*.tar*")),
+        )
+
+    print(json.dumps(asdict(forget(data, options.source, remove)), indent=2, ensure_ascii=False))
     return 0

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.clip import clip_id, read_manifest
 from openhunyuan.curate.ladder import forget_verdicts
 from openhunyuan.curate.review import forget_answers
-from openhunyuan.curate.run import CUT, FORGOTTEN, MANIFEST, QUARANTINE, Sources, write_manifest
+from openhunyuan.curate.run import (
+    CUT,
+    FORGOTTEN,
+    FUNNEL,
+    MANIFEST,
+    QUARANTINE,
+    Sources,
+    count_funnel,
+    write_funnel,
+    write_manifest,
+)
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.stills import Images
-from openhunyuan.curate.tables import STORE, TABLES, all_tables, alone, read_rows, stored
+from openhunyuan.curate.tables import STORE, TABLES, Table, all_tables, alone, read_rows, stored
+
+Removal = Callable[[set[str]], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -72,47 +86,62 @@ def folders_with(data: Path, *patterns: str) -> list[Path]:
     return sorted({path.parent for top in tops for pattern in patterns for path in top.rglob(pattern)})
 
 
-def forget(data: Path | str, sha256: str, latents: int = 0, tars: int = 0) -> Receipt:
+def forget(data: Path | str, source: str, remove: Removal | None = None) -> Receipt:
     """Remove rows, files and views of a source from a data folder, and write the receipt (`forgotten.jsonl`).
 
-    The receipt is written first: a run that comes between does not bring the source back. `latents`, `tars`:
-    samples that the caller removed from datasets and from exports, for the receipt.
+    source: as for `find_source`. remove: takes the samples of these clips out of what was made of the folder (latents,
+    exports), and says how many of each.
+
+    The receipt is written before anything but samples goes, and what the source is found by goes last: killed in
+    between, it is gone on with by the same call. A file that another source's clip has too stays.
     """
-    with alone(Path(data)):
-        return _forget(Path(data), sha256, latents, tars)
+    data = Path(data)
+    with alone(data):
+        return _forget(data, find_source(data, source), remove)
 
 
-def _forget(data: Path, sha256: str, latents: int, tars: int) -> Receipt:
+def _forget(data: Path, sha256: str, remove: Removal | None) -> Receipt:
     clips = clips_from(data, sha256)
+    latents, tars = remove(set(clips)) if remove else (0, 0)
     files, keys, paths = set(), {sha256, *clips}, set()
+    others: set[str] = set()
     for folder in data.glob(f"{TABLES}/{CUT}/*"):
         for key, rows in read_rows(folder).items():
-            if key.split("-")[0] in clips:
+            ours, digest = key.split("-")[0] in clips, rows[0].get("sha256")
+            if ours:
                 keys.add(key)
-                files |= {rows[0]["sha256"]} if rows[0].get("sha256") else set()
+            if digest:
+                (files if ours else others).add(digest)
+    files -= others
     for folder in data.glob(f"{TABLES}/{Sources.name}/*"):
         for key, rows in read_rows(folder).items():
             if rows[0]["sha256"] == sha256:
                 keys.add(key)
                 paths.add(rows[0]["path"])
     keys |= files  # captions are addressed by the file that they are of
-    tables = all_tables(data)
+    tables = sorted(all_tables(data), key=_lasting)
     rows_gone = sum(len(keys & set(table.rows())) for table in tables)
+    receipts = _receipts(data)
+    before = next((r for r in receipts if r["sha256"] == sha256), {})  # of a call that was killed, or of a return
     receipt = Receipt(
         sha256=sha256,
-        paths=tuple(sorted(paths)),
+        paths=tuple(sorted(paths | set(before.get("paths", ())))),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        clips=clips,
-        files=len(files),
-        rows=rows_gone,
-        latents=latents,
-        tars=tars,
+        clips=tuple(sorted({*clips, *before.get("clips", ())})),
+        files=max(len(files), before.get("files", 0)),
+        rows=max(rows_gone, before.get("rows", 0)),
+        latents=latents + before.get("latents", 0),
+        tars=tars + before.get("tars", 0),
     )
-    before = (data / FORGOTTEN).read_bytes() if (data / FORGOTTEN).is_file() else b""
-    write_atomic(data / FORGOTTEN, before + (json.dumps(asdict(receipt), ensure_ascii=False) + "\n").encode())
+    lines = [json.dumps(r, ensure_ascii=False) for r in receipts if r["sha256"] != sha256]
+    lines.append(json.dumps(asdict(receipt), ensure_ascii=False))
+    write_atomic(data / FORGOTTEN, "".join(line + "\n" for line in lines).encode())
     if (data / MANIFEST).is_file():
         left = [clip for clip in read_manifest(data / MANIFEST) if clip.source_sha256 != sha256]
         write_manifest(data, left)
+        if (data / FUNNEL).is_file():
+            stages = [row["stage"] for row in json.loads((data / FUNNEL).read_text(encoding="utf-8"))]
+            write_funnel(data, count_funnel(left, stages))
     for name in ("drops.jsonl", QUARANTINE):
         path = data / name
         if path.is_file():
@@ -128,3 +157,15 @@ def _forget(data: Path, sha256: str, latents: int, tars: int) -> Receipt:
     for table in tables:
         table.forget(keys)
     return receipt
+
+
+def _lasting(table: Table) -> tuple[int, Path]:
+    """Order in which tables are emptied: what says which clips a source has comes after all that was made of them,
+    and what the source is found by at the very end."""
+    stage = table.folder.parent.name
+    return (2 if stage == Sources.name else 1 if stage in (SPLIT, Images.name) else 0), table.folder
+
+
+def _receipts(data: Path) -> list[dict[str, Any]]:
+    path = data / FORGOTTEN
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -30,7 +30,7 @@ from openhunyuan.curate.decide import DUPLICATE
 from openhunyuan.curate.ladder import FAILED, SetReport, read_sets, read_verdicts
 from openhunyuan.curate.models.choice import PACKAGED
 from openhunyuan.curate.review import SFT, VIEWS, Review, has_review, read_rule
-from openhunyuan.curate.run import QUARANTINE, RUN, read_clips
+from openhunyuan.curate.run import FUNNEL, QUARANTINE, RUN, read_clips
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.stills import is_image
 from openhunyuan.curate.tables import TABLES, read_rows
@@ -249,7 +249,7 @@ def _threshold(score: str, at_least: float | None, at_most: float | None) -> str
 
 def _plain_funnel(all_: _Data) -> list[str]:
     """Filters of a run without sets, in their order."""
-    path = all_.data / "funnel.json"
+    path = all_.data / FUNNEL
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     if not rows:
         return []

@@ -54,6 +54,7 @@ from openhunyuan.curate.stills import Images, is_image, look_at
 from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
 
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
+FUNNEL = "funnel.json"
 CUT = "cut"
 CAPTION = "caption"
 ORDER = f"{TABLES}/{CAPTION}/order.json"
@@ -631,10 +632,14 @@ def write_run(data: Path, curation: Curation, plan: Plan) -> None:
     drops = [{"clip": c.id, "source": c.source, **c.dropped.model_dump()} for c in curation.clips if c.dropped]
     write_atomic(data / "drops.jsonl", _lines(drops))
     write_atomic(data / QUARANTINE, _lines(asdict(failure) for failure in curation.failures))
-    write_atomic(data / "funnel.json", _pretty([asdict(row) for row in curation.funnel]))
+    write_funnel(data, curation.funnel)
     counts = {"sources": curation.sources, "repeated": curation.repeated, "forgotten": curation.forgotten}
     write_atomic(data / RUN, _pretty({**counts, **plan.describe()}))
     write_manifest(data, curation.clips)
+
+
+def write_funnel(data: Path, rows: Sequence[FunnelRow]) -> None:
+    write_atomic(data / FUNNEL, _pretty([asdict(row) for row in rows]))
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
