@@ -2,7 +2,8 @@
 
     python -m benchmarks.camera --clips 600 --footage FOLDER
 
-Rendered: clips of `tiny.camera_scenes` whose photographs training never saw. Footage: every video of the folder is
+Rendered: clips of `tiny.camera_scenes` whose photographs training never saw. Photographs: virtual moves over those,
+with things passing before them. Footage: every video of the folder is
 searched for two seconds in which its own camera stands (measured at the picture's border), and a virtual camera
 turns, zooms, shakes or stands inside it; none of this footage was trained on. Accuracy is that of the likeliest of
 the fourteen moves and "none", and also of the likeliest of the fourteen moves alone; at the gate, precision is the
@@ -25,7 +26,7 @@ from openhunyuan.caption.camera import CAMERA_GATE
 from openhunyuan.curate.camera.classifier import Classifier, labels_of, load_classifier
 from openhunyuan.curate.camera.primitives import LABELS, MOVES, NONE, STATES, label_of
 from openhunyuan.curate.footage import Footage
-from openhunyuan.recipes.camera_motion import Examples, features_of_frames, rendered
+from openhunyuan.recipes.camera_motion import Examples, features_of_frames, photographed, rendered
 from openhunyuan.tiny.virtual_moves import VIRTUAL_STATES, virtual_move
 
 SECONDS = 2.0
@@ -166,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.camera", description=__doc__)
     parser.add_argument("--clips", type=int, default=600, help="rendered clips; 0 for none")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--photographs", type=int, default=0, help="clips of virtual moves over photographs kept back")
     parser.add_argument("--footage", type=Path, help="a folder of videos")
     parser.add_argument("--gate", type=float, nargs="+", default=[CAMERA_GATE], help="one or several")
     args = parser.parse_args()
@@ -176,6 +178,9 @@ def main() -> None:
         seconds = (time.process_time() - start) / args.clips
         show("rendered, unseen textures", classifier, examples, args.gate)
         print(f"  {seconds:.3f} CPU seconds a clip, rendering included")
+    if args.photographs:
+        examples = photographed(args.photographs, "heldout", args.seed)
+        show("virtual moves over photographs kept back", classifier, examples, args.gate)
     if args.footage:
         examples, videos = virtual(args.footage)
         show(f"virtual moves over {videos} real videos", classifier, examples, args.gate)

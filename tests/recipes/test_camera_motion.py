@@ -5,7 +5,8 @@ import numpy as np
 from openhunyuan.curate.camera.classifier import labels_of, primitives_of
 from openhunyuan.curate.camera.features import NUM_FEATURES, STARTS, flipped
 from openhunyuan.curate.camera.primitives import LABELS, PRIMITIVES, STATES
-from openhunyuan.recipes.camera_motion import Examples, calibrate, draw_state, fit, rendered
+from openhunyuan.recipes.camera_motion import Examples, calibrate, draw_state, fit, photographed, rendered
+from openhunyuan.tiny.virtual_moves import VIRTUAL_STATES
 
 
 def made_up(count: int, seed: int) -> Examples:
@@ -48,3 +49,11 @@ def test_clips_are_drawn_over_all_moves_and_rendered_into_features() -> None:
     few = rendered(3, seed=1)
     assert few.features.shape == (len(few), NUM_FEATURES) and np.isfinite(few.features).all()
     np.testing.assert_array_equal(few.features, rendered(3, seed=1).features)
+
+
+def test_photographs_are_moved_over_into_features() -> None:
+    few = photographed(8, seed=1)
+    assert few.features.shape == (len(few), NUM_FEATURES) and len(few) >= 6
+    assert {STATES[number] for number in few.states} <= set(VIRTUAL_STATES)
+    both = rendered(2, seed=1) + few
+    assert len(both) == 2 + len(few) and np.array_equal(both.features[2:], few.features)

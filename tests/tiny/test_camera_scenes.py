@@ -10,7 +10,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.curate.camera.primitives import PRIMITIVES, STATES
 from openhunyuan.tiny.camera_paths import TREMBLE, draw_path
 from openhunyuan.tiny.camera_scenes import PICTURES, render_clip
-from openhunyuan.tiny.virtual_moves import SIDE, VIRTUAL_STATES, virtual_move
+from openhunyuan.tiny.virtual_moves import SIDE, VIRTUAL_STATES, photographed_clip, virtual_move
 
 TIME = np.arange(25) / 12
 
@@ -76,3 +76,12 @@ def test_virtual_moves_are_those_of_the_camera_not_of_the_picture() -> None:
     assert {frozenset({"zoom in"}), frozenset({"shake"})} <= set(VIRTUAL_STATES)
     with pytest.raises(UserError, match="cannot truck left"):
         virtual_move(film, frozenset({"truck left"}), rng, 12.0)
+
+
+def test_a_photographed_clip_is_a_function_of_its_seed_and_cannot_translate() -> None:
+    one, other = (photographed_clip(frozenset({"zoom in"}), np.random.default_rng(5), seconds=0.5) for _ in range(2))
+    assert np.array_equal(one.frames, other.frames) and one.state == {"zoom in"}
+    assert one.frames.dtype == np.uint8 and len(one.frames) == 7 and max(one.frames.shape[1:]) == SIDE
+    assert one.frames.std() > 1
+    with pytest.raises(UserError, match="cannot dolly in"):
+        photographed_clip(frozenset({"dolly in"}), np.random.default_rng(5))
