@@ -173,8 +173,8 @@ def curate(
     """Curate a video file or a folder of them into the folder `data`; goes on where an earlier run stopped.
 
     workers: processes of one thread; 0 works here. timeout: seconds for one source, or part of it (`PART_SECONDS`), in
-    one step. retry: try again what
-    is quarantined. engine: another one than these processes; it is left open. The engine changes nothing but the time.
+    one step. retry: try again what is quarantined. engine: another one than these processes; it is left open, and
+    changes nothing but the time.
     Raises UserError when there is no footage, another run is at work in `data`, or no clip is kept (everything is
     written before).
     """
