@@ -61,10 +61,11 @@ def test_borders_and_subtitles_are_cropped_together() -> None:
     box, left = plan_crop(clip, {"text": {"subtitle_top": 0.85}}, Crop(margin=0.0))
     assert box == (0, 0, 256, 122)
     assert left == pytest.approx(122 / 144)
-    # From row 118, all of the margin would leave 115 of 144 rows, less than 0.8; from row 117, half of it too.
-    box, left = plan_crop(clip, {"text": {"subtitle_top": 118 / 144}}, Crop(margin=0.018))
-    assert box == (0, 0, 256, 116) and left > 0.8
-    assert plan_crop(clip, {"text": {"subtitle_top": 117 / 144}}, Crop(margin=0.018))[0] == (0, 0, 256, 144)
+    # From row 118, all of the margin would leave 115 of 144 rows, less than 0.8; from row 116, a third of it too.
+    for row in (118, 117):
+        box, left = plan_crop(clip, {"text": {"subtitle_top": row / 144}}, Crop(margin=0.018))
+        assert box == (0, 0, 256, 116) and left > 0.8
+    assert plan_crop(clip, {"text": {"subtitle_top": 116 / 144}}, Crop(margin=0.018))[0] == (0, 0, 256, 144)
     # Inside the bars, the same subtitle takes more of the picture than is allowed: nothing is cropped for it.
     box, left = plan_crop(clip, {"border": border, "text": {"subtitle_top": 0.6}}, Crop())
     assert box == (0, 18, 256, 126)

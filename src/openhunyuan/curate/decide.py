@@ -75,7 +75,7 @@ class Crop(Record):
     margin: float = Field(
         default=0.018,
         ge=0,
-        description="Distance from the text, as a share of the height; half of it where else too little would be left.",
+        description="Distance from the text, as a share of the height; a third of it where too little would be left.",
     )
     drops: bool = Field(default=True, description="Drop clips whose subtitles take more; else they stay uncropped.")
 
@@ -180,7 +180,7 @@ def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int
     text = rows.get(crop.text)
     if not crop.subtitles or text is None or text["subtitle_top"] >= 1.0:
         return box, 1.0
-    far, near = (int(np.floor((text["subtitle_top"] - m) * clip.height)) for m in (crop.margin, crop.margin / 2))
+    far, near = (int(np.floor((text["subtitle_top"] - m) * clip.height)) for m in (crop.margin, crop.margin / 3))
     enough = box[1] + int(np.ceil(crop.keep * (box[3] - box[1]) - 1e-6))
     bottom = min(box[3], max(far, min(near, enough)))
     left = max(0.0, (bottom - box[1]) / max(1, box[3] - box[1]))
