@@ -19,7 +19,7 @@ from openhunyuan.curate.fit_niqe import some_frames
 from openhunyuan.curate.footage import Footage
 from openhunyuan.curate.measures.measure import reduced
 from openhunyuan.curate.measures.niqe import FLAT, Gaussian, Niqe, block_features, distance, fit
-from openhunyuan.recipes.niqe import PHOTOGRAPHS, photograph, pictures
+from openhunyuan.recipes.niqe import PHOTOGRAPHS, gray_photograph, pictures
 
 SIDE = 512
 
@@ -83,7 +83,7 @@ def main() -> None:
     rows = []
     for name in PHOTOGRAPHS:
         good, _ = fit(pictures(without=(name,)))
-        whole = reduced(photograph(name), SIDE)
+        whole = reduced(gray_photograph(name), SIDE)
         rows.append([judge(good, spoil(whole)) for spoil in SPOILED.values()])
         print(f"| {name} | {' | '.join(f'{value:.1f}' for value in rows[-1])} |", flush=True)
     found = np.array(rows)

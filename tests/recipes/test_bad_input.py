@@ -16,23 +16,11 @@ from openhunyuan.curate.run import write_manifest
 from openhunyuan.latents.shards import LatentSample, ShardWriter
 from openhunyuan.models.load import load_model
 from openhunyuan.parallel.world import World
-from openhunyuan.recipes.scales import SIZES
 from openhunyuan.train import checkpoint
 from openhunyuan.train.tasks.flow import FlowTask
 from tests.parallel.launch import launch
-from tests.recipes.micro_scale import MICRO
 
 STAGE = "flow-image-256"
-
-
-@pytest.fixture(scope="module")
-def micro_scale():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", MICRO)
-        yield
-    torch.set_num_threads(threads)
 
 
 def shards(folder: Path, model: Path, shape=(16, 1, 2, 2), prompt: str = "a red circle") -> Path:

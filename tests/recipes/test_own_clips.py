@@ -21,25 +21,16 @@ from openhunyuan.latents.resample import CYCLE
 from openhunyuan.latents.shards import INDEX_NAME, LatentSample, ShardDataset, write_index, write_shard
 from openhunyuan.models.load import load_model
 from openhunyuan.recipes import own_data
-from openhunyuan.recipes.scales import SIZES
 from openhunyuan.recipes.stage_data import data_record, latent_folders, read_latents
 from openhunyuan.recipes.world_latents import LatentBatches
 from openhunyuan.train.config import BatchShape, Stage
 from openhunyuan.train.metrics import read_metrics
 from openhunyuan.train.planned import PlannedBatches
-from tests.recipes.micro_scale import MICRO
 
 SHAPE = BatchShape(batch_size=3, num_frames=5, height=32, width=32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def micro_scale():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", MICRO)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("micro_scale")
 
 
 def caption(text: str, captioner: str = "vision", version: str = "1") -> ClipCaption:

@@ -37,14 +37,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def micro_scale():
-    """Scale tiny has micro networks and sizes while a test of this module runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", MICRO)
-        yield
-
-
 def go(stage: str, runs: Path, *more: str) -> int:
     return main(["train", stage, "--runs-dir", str(runs), "--device", "cpu", "--steps", "2", "--clips", "2", *more])
 

@@ -19,6 +19,7 @@ from openhunyuan.base.require import require
 from openhunyuan.curate.measures.measure import SIDE, reduced
 from openhunyuan.curate.measures.niqe import fit, save
 from openhunyuan.curate.measures.packaged import WEIGHTS
+from openhunyuan.tiny.pictures import photograph
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -36,20 +37,17 @@ SIDES = (SIDE, 480, 320)
 """Longer sides that a photograph is reduced to."""
 
 
-def photograph(name: str) -> np.ndarray:
-    """One of scikit-image's, grey, uint8 [H, W], as large as it is."""
+def gray_photograph(name: str) -> np.ndarray:
+    """One of scikit-image's, uint8 [H, W], as large as it is."""
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
-    data: Any = require("skimage.data", extra="train", package="scikit-image")
-    found = getattr(data, name)()
-    picture = np.ascontiguousarray(found[0] if isinstance(found, tuple) else found)
-    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if picture.ndim == 3 else picture
+    return cv2.cvtColor(photograph(name), cv2.COLOR_RGB2GRAY)
 
 
 def pictures(without: Collection[str] = ()) -> Iterator[np.ndarray]:
     """All photographs but these, in all their sizes."""
     for name in PHOTOGRAPHS:
         if name not in without:
-            whole = photograph(name)
+            whole = gray_photograph(name)
             for side in SIDES:
                 if side == SIDE or side < max(whole.shape):
                     yield reduced(whole, side)

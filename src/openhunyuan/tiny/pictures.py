@@ -46,7 +46,8 @@ def photograph(name: str) -> Picture:
     """uint8 [h, w, 3], its own size (the longer side at most 1024)."""
     cv2: Any = require("cv2", extra="train", package="opencv-python-headless")
     data: Any = require("skimage.data", extra="train", package="scikit-image")
-    picture = np.asarray(getattr(data, name)())
+    found = getattr(data, name)()
+    picture = np.asarray(found[0] if isinstance(found, tuple) else found)  # of a pair, the left one
     if picture.ndim == 2:
         picture = np.repeat(picture[..., None], 3, axis=2)
     picture = np.ascontiguousarray(picture[..., :3]).astype(np.uint8)

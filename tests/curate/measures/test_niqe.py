@@ -10,7 +10,7 @@ import torch
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.weights import save_safetensors
 from openhunyuan.curate.measures.niqe import BLOCK, Gaussian, Niqe, block_features, distance, fit, save
-from openhunyuan.recipes.niqe import PHOTOGRAPHS, photograph, pictures
+from openhunyuan.recipes.niqe import PHOTOGRAPHS, gray_photograph, pictures
 from tests.curate.measures.test_measures import measured
 
 
@@ -55,7 +55,7 @@ def color(gray: np.ndarray, count: int = 2) -> np.ndarray:
 def test_spoiled_photographs_are_further_away(name: str, tmp_path: Path) -> None:
     save(fit(pictures(without=(name,)))[0], tmp_path / "others.safetensors")
     stage = Niqe(file=str(tmp_path / "others.safetensors"))
-    whole = photograph(name)
+    whole = gray_photograph(name)
 
     def away(picture: np.ndarray) -> float:
         return measured(stage, color(picture))["distance"]

@@ -50,7 +50,7 @@ class Watermark(Packaged):
 
     name: ClassVar[str] = "watermark"
     version: ClassVar[int] = 1
-    needs_time: ClassVar[bool] = True  # with one frame everything stays: half of real stills look marked
+    needs_time: ClassVar[bool] = True  # in one frame everything stays
     columns: ClassVar = ("chance", "area", "across")
     proxy: ClassVar[str] = "a small network, trained on pasted marks alone"
     network: ClassVar[str] = "watermark"
