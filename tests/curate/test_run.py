@@ -448,6 +448,7 @@ def test_the_report_shows_what_was_dropped_and_why(raw: Path, tmp_path: Path) ->
     assert page.count("<img") == 3
     assert "<b>motion.speed</b> <span class='muted'>1 of 3 fail; median" in page
     assert "hardly moves (" in page and ", at least 0.5" in page
+    assert "<td>motion</td><td class='left'><code>motion.speed</code> ≥ 0.5</td>" in page
     assert "&lt;text&gt;.mp4" in page
     assert "<text>" not in page
     with pytest.raises(UserError, match="holds no"):

@@ -255,9 +255,11 @@ def _plain_funnel(all_: _Data) -> list[str]:
         return []
     full = max(1, rows[0]["seen"])
     alone = _alone(all_.clips)
+    limits = {one["name"]: _threshold(one["score"], one["at_least"], one["at_most"]) for one in all_.about["filters"]}
     lines = [
         "<h2>Funnel</h2>",
-        "<table><tr><th>filter</th><th></th><th>left</th><th>of all</th><th>dropped here</th><th>by it alone</th></tr>",
+        "<table><tr><th>filter</th><th class='left'>threshold</th><th></th><th>left</th><th>of all</th>"
+        "<th>dropped here</th><th>by it alone</th></tr>",
     ]
     for row in rows:
         lost = row["seen"] - row["kept"]
@@ -266,7 +268,8 @@ def _plain_funnel(all_: _Data) -> list[str]:
             f"<span class='bar' style='width:{420 * lost / full:.1f}px;background:#e2a33d'></span>"
         )
         lines.append(
-            f"<tr><td>{escape(row['stage'])}</td><td class='left' style='width:430px'>{bars}</td>"
+            f"<tr><td>{escape(row['stage'])}</td><td class='left'>{limits.get(row['stage'], '')}</td>"
+            f"<td class='left funnel'>{bars}</td>"
             f"<td>{row['kept']}</td><td>{_share(row['kept'], full)}</td><td>{lost or ''}</td>"
             f"<td>{alone[row['stage']] or ''}</td></tr>"
         )

@@ -38,6 +38,23 @@ def test_a_clip_without_a_mark_has_none() -> None:
     assert measured(Watermark(), moving(5, 36, step=3.0))["chance"] < 0.5
 
 
+def test_bars_are_no_marks_and_a_mark_between_them_is_found_where_it_is() -> None:
+    bare = moving(5, 36, step=3.0)
+    barred = np.zeros((len(bare), 200, 256, 3), np.uint8)
+    barred[:, 28:172] = bare
+    # The edges of the bars last, but what is said of the picture is what is said of it without them, to a row.
+    row = measured(Watermark(), barred)
+    assert row["chance"] == pytest.approx(measured(Watermark(), bare[:, 1:-1])["chance"], abs=1e-3)
+    assert row["chance"] < 0.5
+    row = measured(Watermark(), logo(barred, 224, 36))
+    assert row["chance"] > 0.5
+    x, y = (row["box"][0] + row["box"][2]) / 2 * 256, (row["box"][1] + row["box"][3]) / 2 * 200
+    assert abs(x - 235) < 14
+    assert abs(y - 47) < 14
+    assert row["places"][1] * 200 == pytest.approx(47, abs=14)
+    assert 0 < row["area"] < 0.1
+
+
 def test_what_stays_is_seen_and_what_moves_is_not() -> None:
     standing = Standing()
     for frame in logo(moving(6, 8, step=9.0), 30, 40):

@@ -1,8 +1,9 @@
 """Watermarks and logos by a small network that was trained on pasted marks (`openhunyuan train watermark`).
 
 It sees what stays while a clip goes on: the mean picture, how much each pixel changes, and the edges that last
-(`measures.lasting`). Under a camera that stands still everything stays, and it must go by looks; then other shots of
-the same source help: what lies at the same place in several of them is no part of a scene (`across_shots`).
+(`measures.lasting`), between black bars, whose edges last too. Under a camera that stands still everything stays, and
+it must go by looks; then other shots of the same source help: what lies at the same place in several of them is no part
+of a scene (`across_shots`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from openhunyuan.base.require import require
 from openhunyuan.curate.clip import Clip
+from openhunyuan.curate.measures.border import Border, bars
 from openhunyuan.curate.measures.lasting import Slopes, signed_slopes
 from openhunyuan.curate.measures.measure import ClipSpan, Reader, View
 from openhunyuan.curate.measures.packaged import Packaged, looks, small_picture
@@ -49,7 +51,7 @@ class Watermark(Packaged):
     """
 
     name: ClassVar[str] = "watermark"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs_time: ClassVar[bool] = True  # in one frame everything stays
     columns: ClassVar = ("chance", "area", "across")
     proxy: ClassVar[str] = "a small network, trained on pasted marks alone"
@@ -69,6 +71,7 @@ class Standing:
         self.lasting = Slopes()
         self.sum: Any = 0.0
         self.gray: Any = 0.0
+        self.brightest: Any = np.uint8(0)
         self.squares: Any = 0.0
 
     def add(self, rgb: np.ndarray) -> None:
@@ -76,6 +79,7 @@ class Standing:
         cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
         gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
         self.lasting.add(signed_slopes(gray))
+        self.brightest = np.maximum(self.brightest, gray)
         gray = gray.astype(np.float32)
         self.count += 1
         self.sum = self.sum + rgb.astype(np.float32)
@@ -115,9 +119,35 @@ class _Reader(Reader):
 
         from openhunyuan.curate.models.small import run_alone
 
-        features = torch.from_numpy(self.standing.features())[None]
+        rows, columns, box = between_bars(self.standing.brightest)
+        left, top, right, bottom = box
+        width, height = right - left, bottom - top
+        features = self.standing.features(-left / width, -top / height, (1 - left) / width, (1 - top) / height)
+        features = torch.from_numpy(np.ascontiguousarray(features[:, rows, columns]))[None]
         chances = run_alone(self.stage.model(), features)[0, 0].sigmoid().numpy()
-        return mark_row(chances, self.stage.edge)
+        return in_the_whole(mark_row(chances, self.stage.edge), box)
+
+
+def between_bars(brightest: np.ndarray) -> tuple[slice, slice, tuple[float, float, float, float]]:
+    """Rows, columns and, as shares, left, top, right and bottom of what lies between black bars, without the pixel
+    beside them into which they were blurred when the picture was reduced."""
+    height, width = brightest.shape
+    left, top, right, bottom = bars(brightest, Border())
+    x, y = (round(left * width), round(right * width)), (round(top * height), round(bottom * height))
+    x, y = ((start + (start > 0), end - (end < side)) for (start, end), side in ((x, width), (y, height)))
+    return slice(*y), slice(*x), (x[0] / width, y[0] / height, x[1] / width, y[1] / height)
+
+
+def in_the_whole(row: dict[str, Any], inner: tuple[float, float, float, float]) -> dict[str, Any]:
+    """The row of `mark_row` for the part `inner` of a picture (left, top, right, bottom), told of the whole one."""
+    left, top, right, bottom = inner
+    if inner == (0.0, 0.0, 1.0, 1.0):
+        return row
+    width, height = right - left, bottom - top
+    box = [left + width * row["box"][0], top + height * row["box"][1]]
+    box += [left + width * row["box"][2], top + height * row["box"][3]]
+    places = np.reshape(row["places"], (-1, 3)) * (width, height, 1.0) + (left, top, 0.0)
+    return {**row, "area": row["area"] * width * height, "box": box, "places": places.round(4).ravel().tolist()}
 
 
 def mark_row(chances: np.ndarray, edge: float) -> dict[str, Any]:
