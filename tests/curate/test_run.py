@@ -25,8 +25,8 @@ from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.report import write_report
-from openhunyuan.curate.run import Plan, curate, in_parts, read_clips
-from openhunyuan.curate.split import Split, find_shots, packed
+from openhunyuan.curate.run import SCAN, Plan, curate, in_parts, read_clips
+from openhunyuan.curate.split import Parts, Seen, Split, find_shots, packed
 from openhunyuan.curate.stage import Outcome
 from openhunyuan.curate.tables import Table, read_rows
 from tests.curate.films import encode, save, shot
@@ -273,6 +273,44 @@ def test_a_run_killed_in_the_middle_of_one_source_keeps_its_finished_clips(
     assert (tmp_path / "data/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
     for folder in sorted((tmp_path / "whole").glob("tables/*/*")):
         assert read_rows(tmp_path / "data" / folder.relative_to(tmp_path / "whole")) == read_rows(folder)
+
+
+SCAN_KILLED = """
+import os, signal, sys
+from openhunyuan.curate import run, split
+from tests.curate.test_run import PLAN
+
+run.PART_SECONDS, add = 1.0, split.Parts.add
+
+def dying(self, seen, frames, cuts):
+    add(self, seen, frames, cuts)
+    if frames:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+split.Parts.add = dying
+run.curate(sys.argv[1], sys.argv[2], PLAN)
+"""
+
+
+def test_a_run_killed_in_a_scan_goes_on_behind_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "raw/a.mp4", shot(1, 24), shot(2, 24), shot(3, 24), shot(4, 24))
+    killed = in_a_process(SCAN_KILLED, tmp_path / "raw", tmp_path / "data")
+    assert killed.returncode == -9, killed.stderr
+    assert len(list((tmp_path / "data" / SCAN).glob("*/*.npz"))) == 2
+    started: list[int] = []
+    read = Parts.read
+
+    def reading(self: Parts) -> Seen:
+        seen = read(self)
+        started.append(len(seen.pts))
+        return seen
+
+    monkeypatch.setattr(Parts, "read", reading)
+    curate(tmp_path / "raw", tmp_path / "data", PLAN)
+    assert started == [48], "two parts of a second were kept"
+    assert not (tmp_path / "data" / SCAN).exists()
+    curate(tmp_path / "raw", tmp_path / "whole", PLAN)
+    assert (tmp_path / "data/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
 
 
 def test_parts_are_bounded_and_sought_only_where_times_are_in_order(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ Image files, and single frames of videos where that is wanted, take the same way
 What is known is not computed again. A source is known by the hash of its bytes; its path, size and times only save
 hashing it anew. Shots and cuts are addressed by source and clip, measures by clip, and each by the key of its stage; so
 a renamed file costs nothing, a changed file is another source, a changed parameter runs its own stage again, and a
-changed threshold runs none. Every answer is on disk before the next one is asked for, and a long source is measured and
-cut in parts (`in_parts`): a run that is killed loses the parts that its workers were at.
+changed threshold runs none. Every answer is on disk before the next one is asked for, a long source is measured and cut
+in parts (`in_parts`), and a scan for shots keeps what it has seen (`split.Parts`): a run that is killed loses the parts
+that its workers were at.
 
     data/store/, data/tables/   files and rows (`curate.tables`)
     data/manifest.jsonl         every clip, dropped ones with stage, reason and score
@@ -21,11 +22,12 @@ cut in parts (`in_parts`): a run that is killed loses the parts that its workers
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -48,7 +50,7 @@ from openhunyuan.curate.footage import Mark, Media
 from openhunyuan.curate.ladder import SETS, VERDICTS, Climbed, Ladder, check, climb, write_sets
 from openhunyuan.curate.measures.measure import CLOCK, ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
-from openhunyuan.curate.split import Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
+from openhunyuan.curate.split import Parts, Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
 from openhunyuan.curate.stage import Outcome, Resources, Stage, together
 from openhunyuan.curate.stills import Images, is_image, look_at
 from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
@@ -63,8 +65,12 @@ ORDER = f"{TABLES}/{CAPTION}/order.json"
 CHANGED: dict[str, Any] = {"error": "the source changed while it was read; run again"}
 """Stands for the row of a source that became another file during the run: nothing is written down about it."""
 
+SCAN = ".scan"
+"""Folder of unfinished scans for shots in a data folder."""
+
 PART_SECONDS = 120.0
-"""Footage that is measured or cut in one go: what a run that is killed, or a part that takes too long, loses."""
+"""Footage that is scanned, measured or cut in one go: what a run that is killed loses, or, but for scans, a part that
+takes too long."""
 
 MOST_PARTS = 4
 """Parts of a source that cannot be sought in: each is read from the beginning."""
@@ -318,8 +324,9 @@ class _Run:
     def _shots(self) -> dict[str, Shots]:
         """Shots of every source that could be read, in the order of the sources."""
         found = {}
+        scans = self.data.absolute() / SCAN
         for stage, step, function, still in (
-            (self.plan.split, "shots", partial(_find_shots, self.plan.split), False),
+            (self.plan.split, "shots", partial(_find_shots, self.plan.split, Parts(scans, PART_SECONDS)), False),
             (Images(), "images", _look_at, True),
         ):
             paths = {digest: path for digest, path in self.paths.items() if is_image(path) == still}
@@ -339,6 +346,7 @@ class _Run:
                     self.failures.append(Failure(str(path), stage.name, row["error"]))
                 else:
                     found[digest] = shots_of(row)
+        shutil.rmtree(scans, ignore_errors=True)
         return self._in_pieces({digest: found[digest] for digest in self.paths if digest in found})
 
     def _in_pieces(self, shots: dict[str, Shots]) -> dict[str, Shots]:
@@ -477,8 +485,10 @@ def _file_of(row: dict[str, Any]) -> str:
     return stored(row["sha256"], row.get("suffix") or ".mp4")
 
 
-def _find_shots(config: Split, item: tuple[str, Path]) -> Shots:
-    return find_shots(item[1], config)
+def _find_shots(config: Split, scans: Parts, item: tuple[str, Path]) -> Shots:
+    # A folder by the file's mark: what was seen of a file that changed meanwhile is not found again.
+    name = hashlib.sha256(f"{config.key}|{file_mark(item[1])}".encode()).hexdigest()[:32]
+    return find_shots(item[1], config, replace(scans, folder=scans.folder / name))
 
 
 def _cut(job: CutJob) -> dict[str, dict[str, Any]]:
