@@ -45,14 +45,14 @@ from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
 from openhunyuan.curate.decide import DUPLICATE, MEASURED, Crop, Filter, Rows, better_copies, decide, with_concepts
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.engine import Engine, Processes
-from openhunyuan.curate.find import find_videos
+from openhunyuan.curate.find import find_videos, is_image
 from openhunyuan.curate.footage import Mark, Media
 from openhunyuan.curate.ladder import SETS, VERDICTS, Climbed, Ladder, check, climb, write_sets
 from openhunyuan.curate.measures.measure import CLOCK, ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.split import Parts, Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
 from openhunyuan.curate.stage import Outcome, Resources, Stage, together
-from openhunyuan.curate.stills import Images, is_image, look_at
+from openhunyuan.curate.stills import Images, look_at
 from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
 
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
@@ -211,6 +211,7 @@ class _Run:
         self.data, self.plan, self.progress, self.failures = data, plan, progress, failures
         self.engine, self.retry = engine, retry
         self.paths: dict[str, Path] = {}  # hash of a source → where it lies, as it was asked for
+        self.images: set[str] = set()  # hashes of those that are image files
         self.marks: dict[str, tuple[str, Path]] = {}  # absolute path → the file's mark when its hash was known
 
     def all(self, videos: Sequence[Path]) -> Curation:
@@ -240,7 +241,7 @@ class _Run:
     def _clips(self, digest: str, shots: Shots) -> list[Clip]:
         """The clips of a source: its shots, or its picture; and its shots' middle frames, where they are wanted."""
         path, plan = self.paths[digest], self.plan
-        if is_image(path):
+        if digest in self.images:
             return clips_of(path, digest, shots, 0.0, "image")
         clips = clips_of(path, digest, shots, plan.split.min_seconds)
         if plan.images in ("frames", "both"):
@@ -318,6 +319,8 @@ class _Run:
                 repeated += 1
             else:
                 self.paths[digest] = video
+                if is_image(video):
+                    self.images.add(digest)
                 self.marks[str(video.absolute())] = mark, video
         return repeated, forgotten
 
@@ -329,7 +332,7 @@ class _Run:
             (self.plan.split, "shots", partial(_find_shots, self.plan.split, Parts(scans, PART_SECONDS)), False),
             (Images(), "images", _look_at, True),
         ):
-            paths = {digest: path for digest, path in self.paths.items() if is_image(path) == still}
+            paths = {digest: path for digest, path in self.paths.items() if (digest in self.images) == still}
             if not paths:
                 continue
             table = Table(self.data, stage)
@@ -354,9 +357,9 @@ class _Run:
         split = self.plan.split
         if split.max_seconds is None:
             return shots
-        shots = {d: s if is_image(self.paths[d]) else pieces_of(s, split.max_seconds) for d, s in shots.items()}
+        shots = {d: s if d in self.images else pieces_of(s, split.max_seconds) for d, s in shots.items()}
         table = Table(self.data, Pieces(split=split.key, max_seconds=split.max_seconds))
-        new = [digest for digest in shots if digest not in table.rows() and not is_image(self.paths[digest])]
+        new = [digest for digest in shots if digest not in table.rows() and digest not in self.images]
         table.add(Outcome(digest, ({"spans": shots_row(shots[digest])["spans"]},)) for digest in new)
         return shots
 
