@@ -21,6 +21,7 @@ from openhunyuan.curate.footage import Mark
 from openhunyuan.curate.forget import clips_from
 from openhunyuan.curate.measures.camera import Camera
 from openhunyuan.curate.measures.clear_start import ClearStart
+from openhunyuan.curate.measures.measure import ClipSpan
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.measures.strip import Strip
@@ -365,15 +366,42 @@ def test_uneven_frames_are_measured_in_their_own_time(tmp_path: Path) -> None:
     assert speeds[0] > 4 * speeds[1]
 
 
+def test_a_clip_of_uneven_frames_is_measured_as_it_is_on_screen(tmp_path: Path) -> None:
+    """A pan in frames that last 20 and 60 ms by turns, in frames of 40 ms, and one that stands still for four times
+    as long as it moves."""
+    pan = shot(1, 180, side=96)  # a frame every 20 ms
+    times = np.cumsum([0, *[1, 3] * 45])
+    encode(tmp_path / "raw/even.mp4", pan[::2], pts=range(0, 3600, 40), rate=25)
+    encode(tmp_path / "raw/turns.mp4", pan[times[:-1]], pts=[20 * int(t) for t in times[:-1]])
+    encode(tmp_path / "raw/waits.mp4", pan[:42], pts=[*range(0, 800, 20), 800, 4000])
+    plan = Plan(measures=(Motion(), Camera(), Quality()))
+    clips = {Path(c.source).stem: c for c in curate(tmp_path / "raw", tmp_path / "data", plan).clips}
+    assert ["variable frame rate" in clips[name].tags for name in ("even", "turns", "waits")] == [False, True, True]
+    even, turns = clips["even"].scores, clips["turns"].scores
+    assert turns["motion.speed"] == pytest.approx(even["motion.speed"], rel=0.1)
+    assert turns["camera.shake"] == pytest.approx(even["camera.shake"], abs=0.1)
+    assert clips["waits"].scores["motion.speed"] < 0.5 < even["motion.speed"]
+    assert clips["waits"].scores["quality.frozen_share"] > 0.6 and turns["quality.frozen_share"] == 0
+    span = ClipSpan.uneven("x", 7, 12, np.array([3.0, 3.1, 3.12, 3.14, 3.4, 3.5]))
+    assert span.shown == (0, 1, 3, 3, 4) and [list(span.indices(n)) for n in range(7, 12)] == [
+        [0],
+        [1],
+        [],
+        [2, 3],
+        [4],
+    ]
+
+
 def test_rows_that_took_uneven_frames_for_even_ones_are_made_again(tmp_path: Path, counted: Counter[str]) -> None:
     encode(tmp_path / "raw/a.mp4", shot(1, 60), pts=[*range(0, 600, 20), *range(600, 6600, 200)])
     plan = Plan(measures=(Motion(),))
     (clip,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
     counted.clear()
-    Table(tmp_path / "data", Motion()).add([Outcome(clip.id, ({"speed": 1e6},))])
-    (again,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
-    assert counted == {"analyse": 1}
-    assert again.scores == clip.scores
+    for number, older in enumerate(({}, {"clock": "frames"}), start=1):
+        Table(tmp_path / "data", Motion()).add([Outcome(clip.id, ({"speed": 1e6, **older},))])
+        (again,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
+        assert counted == {"analyse": number}
+        assert again.scores == clip.scores
 
 
 EVERY_WRITE = """

@@ -48,7 +48,7 @@ from openhunyuan.curate.engine import Engine, Processes
 from openhunyuan.curate.find import find_videos, is_image
 from openhunyuan.curate.footage import Mark, Media
 from openhunyuan.curate.ladder import SETS, VERDICTS, Climbed, Ladder, check, climb, write_sets
-from openhunyuan.curate.measures.measure import CLOCK, ClipSpan, Measure
+from openhunyuan.curate.measures.measure import CLOCK, ON_SCREEN, ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.split import Parts, Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
 from openhunyuan.curate.stage import Outcome, Resources, Stage, together
@@ -370,7 +370,8 @@ class _Run:
 
         def knows(table: Table, clip: str) -> bool:
             row = table.rows()[clip][0]
-            return not self._lacks(table, clip) and (clip not in uneven or bool(row["error"] or row.get(CLOCK)))
+            as_shown = clip not in uneven or bool(row["error"]) or row.get(CLOCK) == ON_SCREEN
+            return as_shown and not self._lacks(table, clip)
 
         known = {key: {clip for clip in table.rows() if knows(table, clip)} for key, table in tables.items()}
         jobs = []
