@@ -216,6 +216,17 @@ def test_one_set_is_encoded_and_people_choose_another(
     assert "Judged by people" in report and "Of 2 clips of the set 256p, 1 pass" in report
 
 
+def test_the_number_of_concepts_is_an_option(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for count, groups in ((1, {0}), (2, {0, 1})):
+        data = tmp_path / str(count)
+        command = ["curate", str(raw), "--output", str(data), "--workers", "0", *LOOSE, "--concepts", str(count)]
+        assert main(command) == 0
+        assert {clip.concept for clip in read_clips(data) if not clip.dropped} == groups
+        assert json.loads((data / "run.json").read_text())["concepts"]["count"] == count
+    assert main(["curate", str(raw), "--output", str(tmp_path / "x"), "--concepts", "-1"]) == 2
+    assert "concepts" in capsys.readouterr().err
+
+
 def test_a_motion_scorer_of_another_scale_has_no_threshold_of_this_one(tmp_path: Path) -> None:
     save(tmp_path / "raw/a.mp4", shot(1, 30))
     args = ["--output", str(tmp_path / "data"), "--workers", "0", "--threshold", "blur.width<=90"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.find import begins_as_video, find_videos, printable, said_of
+from openhunyuan.curate.find import begins_as_image, begins_as_video, find_videos, is_image, printable, said_of
 
 
 def test_videos_are_known_by_extension_or_by_their_first_bytes(tmp_path: Path) -> None:
@@ -46,6 +46,35 @@ def test_a_video_with_a_foreign_name_is_found(tmp_path: Path, head: bytes) -> No
     for name in ("film.mp3", "film.bin"):
         (tmp_path / name).write_bytes(head)
     assert [p.name for p in find_videos(tmp_path)] == ["film.bin", "film.mp3"]
+
+
+JPEG, PNG, MP4 = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"\0\0\0 ftypisom\0\0\0\0"
+
+
+def test_how_a_file_begins_decides_between_video_and_image(tmp_path: Path) -> None:
+    for name, content in {
+        "film.jpg": MP4, "photo.mp4": JPEG, "photo.png": PNG, "raw.bin": b"II*\0", "empty.mp4": b"", "empty.jpg": b"",
+        "photo.mp4.part": JPEG,
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    told: dict[str, str] = {}
+    ignored: Counter[str] = Counter()
+    found = find_videos(tmp_path, told.__setitem__, ignored=ignored)
+    assert [p.name for p in found] == ["empty.mp4", "film.jpg"]
+    assert told == {
+        str(tmp_path / "photo.mp4"): "is an image with the name of a video; images are taken with --images files"
+    }
+    assert ignored == {".bin": 1, ".jpg": 1, ".mp4": 1, ".part": 1, ".png": 1}
+    both = find_videos(tmp_path, told.__setitem__, images=True)
+    assert {p.name: is_image(p) for p in both} == {
+        "empty.jpg": True, "empty.mp4": False, "film.jpg": False, "photo.mp4": True, "photo.png": True,
+    }  # fmt: skip
+    assert len(told) == 1
+    with pytest.raises(UserError, match=r"photo.mp4 is an image; images are taken with --images files"):
+        find_videos(tmp_path / "photo.mp4")
+    for head in (b"RIFF\0\0\0\0WEBP", b"BM\x10\0\0\0\0\0\0\0", b"MM\0*"):
+        assert begins_as_image(head)
+    assert not begins_as_image(b"RIFF\0\0\0\0AVI ") and not begins_as_image(b"BMW, a film") and not begins_as_image(b"")
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate.clip import file_sha256
 from openhunyuan.curate.forget import clips_from, find_source, forget
-from openhunyuan.curate.run import Plan, curate, read_clips
+from openhunyuan.curate.run import SCAN, Plan, curate, read_clips
 from openhunyuan.curate.tables import Table, all_tables, alone
 from openhunyuan.latents.shards import LatentSample, ShardDataset, ShardWriter, remove_samples
 from tests.curate.films import save, shot
@@ -35,7 +35,9 @@ def test_a_source_and_all_that_was_made_of_it(tmp_path: Path) -> None:
         find_source(data, "c.mp4")
     gone = [c for c in first.clips if c.source_sha256 == sha]
     assert set(clips_from(data, sha)) == {c.id for c in gone}
+    (data / SCAN / "of a run that was killed").mkdir(parents=True)
     receipt = forget(data, sha)
+    assert not (data / SCAN).exists(), "thumbnails of whichever source"
     assert (receipt.files, len(receipt.clips), receipt.paths) == (2, 2, (str(raw / "a.mp4"),))
     assert [c.source_sha256 for c in read_clips(data)] == [file_sha256(raw / "b.mp4")]
     assert not any((data / str(c.path)).exists() for c in gone)

@@ -217,7 +217,7 @@ def test_a_file_that_changes_while_it_is_read_leaves_no_row(tmp_path: Path, monk
 
     def replaced(*args: Any) -> Any:
         shots = real(*args)
-        if Path(args[1][1]).name == "a.mp4":
+        if Path(args[-1][1]).name == "a.mp4":
             save(path, shot(3, 20, side=32))
         return shots
 

@@ -176,6 +176,16 @@ def test_files_and_frames_become_images_in_sets_of_their_own(raw: Path, data: Pa
     assert "motion" not in {r["filter"] for r in read_verdicts(data) if r["set"].startswith("image")}
 
 
+def test_the_bytes_decide_between_video_and_image_not_the_name(tmp_path: Path) -> None:
+    save(tmp_path / "raw/film.mp4", shot(1, 24)).rename(tmp_path / "raw/film.jpg")
+    keep(tmp_path / "raw/photo.png", picture(4, 48, 64)).rename(tmp_path / "raw/photo.mp4")
+    for images, names in (("files", {"film.jpg": "video", "photo.mp4": "image"}), ("none", {"film.jpg": "video"})):
+        done = curate(tmp_path / "raw", tmp_path / images, Plan(measures=(Border(),), images=images))  # type: ignore
+        assert {Path(clip.source).name: clip.kind for clip in done.kept} == names
+        said = [(Path(f.source).name, f.stage) for f in done.failures]
+        assert said == ([] if images == "files" else [("photo.mp4", "find")])
+
+
 def test_another_threshold_and_no_ladder_read_nothing_again(raw: Path, data: Path) -> None:
     before = sorted(data.glob("tables/*/*/*.parquet"))
     stamp = (data / "manifest.jsonl").read_bytes()

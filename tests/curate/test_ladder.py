@@ -204,15 +204,20 @@ def proxied(*allowed: str) -> Ladder:
     return Ladder(sets=(low, high, TrainingSet(name="720p")), allow_proxy=allowed)
 
 
-def test_proxies_do_not_build_the_upper_sets_unless_allowed_by_name() -> None:
-    clips = [film(0, 9.0, 1.0)]
+def test_proxies_do_not_build_the_upper_sets_unless_allowed_by_name(tmp_path: Path) -> None:
+    clips = [film(0, 9.0, 1.0), film(1, 0.5, 9.0)]
     for allowed, lacking in ((), "clarity,text"), (("text",), "text,clarity"):
         result = climb(clips, proxied(*allowed), (), MEASURES)
-        assert sets_of(result) == [("360p",)]
+        assert sets_of(result) == [("360p",), ()]
         assert "--allow-proxy " + lacking in str(result.reports[1].refused)
         assert result.reports[2].refused == result.reports[1].refused, "it rests on the set below"
         assert {c.set for _, c in result.columns} == {"360p"}
-    assert sets_of(climb(clips, proxied("clarity", "text"), (), MEASURES)) == [("360p", "540p", "720p")]
+        write_sets(tmp_path, result)
+        rows = [r for r in read_verdicts(tmp_path) if r["verdict"] == "refused"]
+        assert [(r["clip"], r["set"]) for r in rows] == [(c.id, s) for s in ("540p", "720p") for c in clips]
+        assert {r["reason"] for r in rows} == {result.reports[1].refused} and {r["filter"] for r in rows} == {None}
+        assert all(r["reason"] is None for r in read_verdicts(tmp_path) if r not in rows)
+    assert sets_of(climb(clips, proxied("clarity", "text"), (), MEASURES)) == [("360p", "540p", "720p"), ()]
     with pytest.raises(UserError, match=r"motion is no proxy.*clarity, text"):
         climb(clips, proxied("motion"), (), MEASURES)
     with pytest.raises(UserError, match="did you mean clarity"):

@@ -21,12 +21,13 @@ from openhunyuan.curate.footage import Mark
 from openhunyuan.curate.forget import clips_from
 from openhunyuan.curate.measures.camera import Camera
 from openhunyuan.curate.measures.clear_start import ClearStart
+from openhunyuan.curate.measures.measure import ClipSpan
 from openhunyuan.curate.measures.motion import Motion
 from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.measures.strip import Strip
 from openhunyuan.curate.report import write_report
-from openhunyuan.curate.run import Plan, curate, in_parts, read_clips
-from openhunyuan.curate.split import Split, find_shots, packed
+from openhunyuan.curate.run import SCAN, Plan, curate, in_parts, read_clips
+from openhunyuan.curate.split import Parts, Seen, Split, find_shots, packed
 from openhunyuan.curate.stage import Outcome
 from openhunyuan.curate.tables import Table, read_rows
 from tests.curate.films import encode, save, shot
@@ -275,6 +276,44 @@ def test_a_run_killed_in_the_middle_of_one_source_keeps_its_finished_clips(
         assert read_rows(tmp_path / "data" / folder.relative_to(tmp_path / "whole")) == read_rows(folder)
 
 
+SCAN_KILLED = """
+import os, signal, sys
+from openhunyuan.curate import run, split
+from tests.curate.test_run import PLAN
+
+run.PART_SECONDS, add = 1.0, split.Parts.add
+
+def dying(self, seen, frames, cuts):
+    add(self, seen, frames, cuts)
+    if frames:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+split.Parts.add = dying
+run.curate(sys.argv[1], sys.argv[2], PLAN)
+"""
+
+
+def test_a_run_killed_in_a_scan_goes_on_behind_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "raw/a.mp4", shot(1, 24), shot(2, 24), shot(3, 24), shot(4, 24))
+    killed = in_a_process(SCAN_KILLED, tmp_path / "raw", tmp_path / "data")
+    assert killed.returncode == -9, killed.stderr
+    assert len(list((tmp_path / "data" / SCAN).glob("*/*.npz"))) == 2
+    started: list[int] = []
+    read = Parts.read
+
+    def reading(self: Parts) -> Seen:
+        seen = read(self)
+        started.append(len(seen.pts))
+        return seen
+
+    monkeypatch.setattr(Parts, "read", reading)
+    curate(tmp_path / "raw", tmp_path / "data", PLAN)
+    assert started == [48], "two parts of a second were kept"
+    assert not (tmp_path / "data" / SCAN).exists()
+    curate(tmp_path / "raw", tmp_path / "whole", PLAN)
+    assert (tmp_path / "data/manifest.jsonl").read_bytes() == (tmp_path / "whole/manifest.jsonl").read_bytes()
+
+
 def test_parts_are_bounded_and_sought_only_where_times_are_in_order(tmp_path: Path) -> None:
     shots = find_shots(save(tmp_path / "a.mp4", shot(1, 24))).model_copy(
         update={"num_frames": 24 * 1000, "times": packed(range(0, 24_000 * 512, 512))}
@@ -327,15 +366,42 @@ def test_uneven_frames_are_measured_in_their_own_time(tmp_path: Path) -> None:
     assert speeds[0] > 4 * speeds[1]
 
 
+def test_a_clip_of_uneven_frames_is_measured_as_it_is_on_screen(tmp_path: Path) -> None:
+    """A pan in frames that last 20 and 60 ms by turns, in frames of 40 ms, and one that stands still for four times
+    as long as it moves."""
+    pan = shot(1, 180, side=96)  # a frame every 20 ms
+    times = np.cumsum([0, *[1, 3] * 45])
+    encode(tmp_path / "raw/even.mp4", pan[::2], pts=range(0, 3600, 40), rate=25)
+    encode(tmp_path / "raw/turns.mp4", pan[times[:-1]], pts=[20 * int(t) for t in times[:-1]])
+    encode(tmp_path / "raw/waits.mp4", pan[:42], pts=[*range(0, 800, 20), 800, 4000])
+    plan = Plan(measures=(Motion(), Camera(), Quality()))
+    clips = {Path(c.source).stem: c for c in curate(tmp_path / "raw", tmp_path / "data", plan).clips}
+    assert ["variable frame rate" in clips[name].tags for name in ("even", "turns", "waits")] == [False, True, True]
+    even, turns = clips["even"].scores, clips["turns"].scores
+    assert turns["motion.speed"] == pytest.approx(even["motion.speed"], rel=0.1)
+    assert turns["camera.shake"] == pytest.approx(even["camera.shake"], abs=0.1)
+    assert clips["waits"].scores["motion.speed"] < 0.5 < even["motion.speed"]
+    assert clips["waits"].scores["quality.frozen_share"] > 0.6 and turns["quality.frozen_share"] == 0
+    span = ClipSpan.uneven("x", 7, 12, np.array([3.0, 3.1, 3.12, 3.14, 3.4, 3.5]))
+    assert span.shown == (0, 1, 3, 3, 4) and [list(span.indices(n)) for n in range(7, 12)] == [
+        [0],
+        [1],
+        [],
+        [2, 3],
+        [4],
+    ]
+
+
 def test_rows_that_took_uneven_frames_for_even_ones_are_made_again(tmp_path: Path, counted: Counter[str]) -> None:
     encode(tmp_path / "raw/a.mp4", shot(1, 60), pts=[*range(0, 600, 20), *range(600, 6600, 200)])
     plan = Plan(measures=(Motion(),))
     (clip,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
     counted.clear()
-    Table(tmp_path / "data", Motion()).add([Outcome(clip.id, ({"speed": 1e6},))])
-    (again,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
-    assert counted == {"analyse": 1}
-    assert again.scores == clip.scores
+    for number, older in enumerate(({}, {"clock": "frames"}), start=1):
+        Table(tmp_path / "data", Motion()).add([Outcome(clip.id, ({"speed": 1e6, **older},))])
+        (again,) = curate(tmp_path / "raw", tmp_path / "data", plan).clips
+        assert counted == {"analyse": number}
+        assert again.scores == clip.scores
 
 
 EVERY_WRITE = """

@@ -1,6 +1,8 @@
 """Shot split on footage whose cuts and fades are known exactly."""
 
 import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate import split as module
 from openhunyuan.curate.cut import Cut
-from openhunyuan.curate.footage import READING
+from openhunyuan.curate.footage import READING, Frame, Mark
 from openhunyuan.curate.split import (
+    Parts,
+    Seen,
     Split,
     find_shots,
     gradual_spans,
@@ -164,6 +168,88 @@ def test_gradual_spans_needs_little_memory_beside_the_thumbnails() -> None:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 2 * x.nbytes, "block by block; all of them in float32 alone are four times as much"
+
+
+class Killed(Exception):
+    """A scan ends here."""
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Parts, int], int]:
+    """Scans that end when so many parts are kept (0: only with the video); gives the number of frames looked at."""
+    looked: list[int] = []
+    rgb, add = Frame.rgb, Parts.add
+
+    def counted(frame: Frame, side: int | None = None) -> np.ndarray:
+        looked.append(frame.number)
+        return rgb(frame, side)
+
+    monkeypatch.setattr(Frame, "rgb", counted)
+
+    def scan(path: Path, parts: Parts, after: int) -> int:
+        left = [after]
+
+        def adding(self: Parts, seen: Seen, frames: int, cuts: int) -> None:
+            add(self, seen, frames, cuts)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        monkeypatch.setattr(Parts, "add", adding)
+        looked.clear()
+        try:
+            find_shots(path, None, parts)
+        except Killed:
+            assert after
+        return len(looked)
+
+    return scan
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 2.7, 100.0])
+def test_a_scan_in_parts_finds_the_same_shots(
+    tmp_path: Path, seconds: float, killed: Callable[[Path, Parts, int], int]
+) -> None:
+    """Killed behind every second part, with the parts' edges on, beside and far from cuts and in a fade."""
+    first, second = shot(1, 52), shot(2, 52)
+    faded = (first[:40], fade(first[40:], 1, 0), black(6), fade(second[:12], 0, 1), second[12:])
+    video = save(tmp_path / "a.mp4", *faded, shot(3, 50), shot(4, 43), shot(5, 40))
+    whole, parts = find_shots(video), Parts(tmp_path / "parts", seconds)
+    assert [s.start_frame for s in whole.spans][2:] == [110, 160, 203] and whole.spans[1].transition == "fade"
+    part = int(np.ceil(seconds * FPS))
+    for number in range(243 // part // 2):
+        assert killed(video, parts, 2) <= 2 * part + 7, "what was seen is hardly looked at again"
+        assert len(list(parts.folder.glob("*.npz"))) == 2 * (number + 1)
+    assert find_shots(video, None, parts) == whole
+    assert find_shots(video, None, parts) == whole, "all parts are there"
+
+
+def test_parts_of_other_frames_are_not_gone_on_with(tmp_path: Path, killed: Callable[[Path, Parts, int], int]) -> None:
+    one = save(tmp_path / "a.mp4", shot(1, 40), shot(2, 40))
+    other = save(tmp_path / "b.mp4", shot(3, 60), shot(2, 40))
+    parts = Parts(tmp_path / "parts", 1.0)
+    killed(one, parts, 2)
+    assert killed(other, parts, 0) >= 100
+    assert find_shots(other, None, parts) == find_shots(other)
+    assert len(list(parts.folder.glob("*.npz"))) == 4, "of the other alone"
+    short = save(tmp_path / "c.mp4", shot(1, 20))
+    assert find_shots(short, None, parts) == find_shots(short), "shorter than the parts"
+
+
+def test_frames_whose_times_are_out_of_order_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: Callable[[Path, Parts, int], int]
+) -> None:
+    video, parts = save(tmp_path / "a.mp4", shot(1, 60)), Parts(tmp_path / "parts", 1.0)
+    frames = module.Footage.frames
+
+    def twice(footage: module.Footage, marks: Sequence[Mark] = ()) -> Iterator[Frame]:
+        for frame in frames(footage, marks):
+            yield replace(frame, pts=512 * 30) if frame.number in (30, 31) else frame
+
+    monkeypatch.setattr(module.Footage, "frames", twice)
+    killed(video, parts, 0)
+    assert [path.name for path in parts.folder.glob("*.npz")] == ["000000000.npz"], "up to the time that comes twice"
+    assert find_shots(video, None, parts).num_frames == 60
 
 
 def test_a_cut_at_the_edge_of_a_fade_is_not_a_second_boundary() -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from experiments import j_filters
-from experiments.common import NOT, PARTLY, REPRODUCED
+from experiments.common import NOT, PARTLY, REPRODUCED, Page
 from experiments.footage import FILTER_NAMES, KINDS, PLANTED, Piece, faults, plan, read_piece, shot_of, spread_frames
-from experiments.j_filters import ARMS, CLEAN, EVERYTHING, FILTERED, LEFT_OUT, SEEN, UNSPLIT, UNTUNED, Clips
+from experiments.j_filters import ALONE, ARMS, CLEAN, EVERYTHING, FILTERED, LEFT_OUT, SEEN, UNSPLIT, UNTUNED, Clips
 from openhunyuan.base.video import read_video, write_video
 from openhunyuan.curate.clip import Clip
-from openhunyuan.recipes.curate import FILTERS, PLAN
+from openhunyuan.recipes.curate import FILTERS, PLAN, POOL
 from openhunyuan.tiny.raw import RawTruth, write_raw_footage
 from openhunyuan.tiny.world import heldout_scenes, render
 from openhunyuan.train.config import Stage
@@ -24,8 +24,13 @@ def test_plans_of_all_filters_and_of_all_but_one() -> None:
     assert everything.filters == FILTERS and everything.crop == PLAN.crop and everything.duplicates == PLAN.duplicates
     assert [f.name for f in nothing.filters] == ["duration", "size", "aspect"] and nothing.duplicates is None
     assert nothing.crop is not None and not (nothing.crop.border or nothing.crop.subtitles)
-    without = plan([name for name in FILTER_NAMES if name != "overlay"])
-    assert {f.name for f in FILTERS} - {f.name for f in without.filters} == {"overlay", "text"}
+    for name, names in FILTER_NAMES.items():
+        assert len(names) == 1, "each filter by itself"
+        without, alone = plan([other for other in FILTER_NAMES if other != name]), plan([name])
+        refusing = {f.name for f in FILTERS}.intersection(names)
+        assert {f.name for f in FILTERS} - {f.name for f in without.filters} == refusing
+        assert {f.name for f in alone.filters} - {f.name for f in nothing.filters} == refusing
+    assert {name for names in FILTER_NAMES.values() for name in names} >= {f.name for f in FILTERS if f not in POOL}
     assert without.measures == everything.measures, "shots and measures are made once for all choices"
 
 
@@ -98,7 +103,8 @@ def test_what_is_found_in_generated_clips(tmp_path: Path) -> None:
     barred[:, :9] = barred[:, -9:] = 0
     grey = np.rint(112 + 0.15 * (clip.astype(np.float32) - 112)).astype(np.uint8)
     found = faults(tmp_path, [clip, still, barred, grey])
-    assert ["motion" in one for one in found] == [False, True, False, False]
+    for name in ("motion", "frozen"):
+        assert [name in one for one in found] == [False, True, False, False]
     assert ["borders" in one for one in found] == [False, False, True, False]
     assert ["contrast" in one for one in found] == [False, False, False, True]
 
@@ -122,7 +128,7 @@ def _found(everything: float, right: float, without: float) -> dict:
     def one(loss: float, right: float, refused: float) -> dict:
         return {"loss": loss, "right": {"all": right}, "faults": dict.fromkeys(SEEN, refused), "any": refused}
 
-    found = {arm: [one(without, 0.8, 0.2)] * 2 for arm in (UNTUNED, *ARMS)}
+    found = {arm: [one(without, 0.8, 0.2) for _ in range(2)] for arm in (UNTUNED, *ARMS)}
     found[FILTERED] = [one(0.5, 0.8, 0.2)] * 2
     found[EVERYTHING] = [one(everything, right, 0.6)] * 2
     return found
@@ -139,10 +145,25 @@ def _found(everything: float, right: float, without: float) -> dict:
     ],
 )
 def test_the_verdict(everything: float, right: float, without: float, wanted: str) -> None:
-    keys = {arm: ["a", "b"] for arm in ARMS}
+    page = _page(_found(everything, right, without))
+    assert page.verdict == wanted
+    assert {row[0] for row in page.rows[1:]} == {UNTUNED, *ARMS} and {*LEFT_OUT, *ALONE, UNSPLIT} <= set(ARMS)
+
+
+@pytest.mark.parametrize(("alone", "wanted"), [(0.58, REPRODUCED), (0.62, PARTLY)])
+def test_a_filter_that_others_cover_is_judged_alone(alone: float, wanted: str) -> None:
+    found = _found(0.6, 0.7, 0.55)
+    found["all but frozen"] = found[FILTERED]
+    for one in found["only frozen"]:
+        one["loss"] = alone
+    page = _page(found, spare="all but frozen")
+    assert page.verdict == wanted
+    assert any("others refuse the same clips, for: frozen." in sentence for sentence in page.found)
+
+
+def _page(found: dict, spare: str = "") -> Page:
+    keys = {arm: ["a"] if arm in (FILTERED, spare) else ["a", "b"] for arm in ARMS}
     counts = {arm: dict.fromkeys((*KINDS, CLEAN), 1) for arm in ARMS}
     pool = {"shots": 4, "arms": keys, "counts": counts, "kinds": {}}
     hits = {name: {"planted": 1.0, "found": 1.0, "wrong": 0.0} for name in SEEN}
-    page = j_filters._page(j_filters.Sizes(), pool, hits, _found(everything, right, without))
-    assert page.verdict == wanted
-    assert {row[0] for row in page.rows[1:]} == {UNTUNED, *ARMS} and set(LEFT_OUT) | {UNSPLIT} <= set(ARMS)
+    return j_filters._page(j_filters.Sizes(), pool, hits, found)

@@ -58,6 +58,12 @@ class CurateOptions(Choice):
     images: Literal["none", "files", "frames", "both"] = Field(
         "none", description="Take image files, single frames of the videos, or both, as images."
     )
+    concepts: int = Field(
+        0,
+        ge=0,
+        description="Groups of clips that look alike, for weights against common looks; the report has about 10,000; "
+        "0 = the square root of the number of clips.",
+    )
     min_seconds: float = Field(0.6, description="Shortest shot.")
     max_seconds: float = Field(20.0, description="Longer shots are cut into equal pieces no longer than this.")
     engine: Literal["processes", "ray"] = Field(
@@ -218,6 +224,7 @@ def _plan(options: CurateOptions) -> Plan:
         plan,
         filters=with_out(filters),
         duplicates=None if "duplicate" in options.without else plan.duplicates,
+        concepts=plan.concepts and plan.concepts.model_copy(update={"count": options.concepts}),
         ladder=ladder and ladder.changed(with_out),
         images=options.images,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from openhunyuan.curate.engine import call
 from openhunyuan.curate.footage import Astray, Mark
-from openhunyuan.curate.measures.measure import CLOCK, ClipSpan, Measure, Reader, View
+from openhunyuan.curate.measures.measure import CLOCK, ON_SCREEN, ClipSpan, Measure, Reader, View
 from openhunyuan.curate.stage import Outcome
 from openhunyuan.curate.stills import open_footage
 
@@ -58,8 +58,9 @@ def _analyse(job: AnalyseJob) -> list[tuple[str, Outcome]]:
             while waiting and waiting[0].clip.start <= frame.number:
                 running.append(_Running(waiting.pop(0)))
             for one in running:
-                if one.wants(frame.number - one.clip.start):
-                    one.show(View(frame, one.clip))
+                for index in one.clip.indices(frame.number):
+                    if one.wants(index):
+                        one.show(View(frame, one.clip, index))
             for one in [r for r in running if r.clip.end == frame.number + 1]:
                 results += one.finish()
                 running.remove(one)
@@ -94,8 +95,8 @@ class _Running:
         for measure, reader in self.readers:
             row = None if measure.name in self.failed else self._try(measure, reader.finish)
             error = self.failed.get(measure.name)
-            if row is not None and self.clip.times:
-                row[CLOCK] = "frames"
+            if row is not None and self.clip.shown:
+                row[CLOCK] = ON_SCREEN
             outcome = Outcome(self.clip.id, error=error) if row is None else Outcome(self.clip.id, (row,))
             results.append((measure.key, outcome))
         return results

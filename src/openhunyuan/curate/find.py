@@ -1,5 +1,5 @@
-"""Finding footage: every video below a folder, by its extension or by how its file begins, and a word about all that
-cannot be taken."""
+"""Finding footage: every video below a folder, by how its file begins or by its extension, and a word about all that
+cannot be taken. How a file begins decides whether it is a video or an image, whatever it is called."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.curate.stills import IMAGE_SUFFIXES, is_image
 
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv",
     ".mts", ".m2ts", ".vob", ".ogv", ".mxf", ".asf", ".m2v", ".3gp",
 )  # fmt: skip
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 PARTIAL_SUFFIXES = (".part", ".crdownload", ".download", ".tmp", ".ytdl", ".aria2")
 """What downloads are called as long as they are not done."""
@@ -40,9 +41,10 @@ def find_videos(
 ) -> list[Path]:
     """A video file, or all videos (and `images`) below a folder in sorted order. Raises UserError when there is none.
 
-    A file is taken for a video by its extension, or, with another one, by its first bytes. Hidden files and unfinished
-    downloads are left out. `complain` is told of folders that cannot be read, of things that have a video's name and
-    are no files, and of names that are no text. `ignored` counts the other files by their endings.
+    A file is taken for a video by its extension, or, with another one, by its first bytes; one with either extension
+    that begins as an image is an image. Hidden files and unfinished downloads are left out. `complain` is told of
+    folders that cannot be read, of things that have a video's name and are no files, of images with a video's name
+    where no images are taken, and of names that are no text. `ignored` counts the other files by their endings.
     """
     path = Path(path)
     complain = complain or (lambda *_: None)
@@ -87,25 +89,50 @@ def _walk(top: Path, complain: Complain, images: bool, ignored: Counter[str]) ->
         folders.sort()
         for name in names:
             file = Path(folder) / name
-            if not name.startswith(".") and ((images and is_image(file)) or _may_be_video(file)):
+            suffix = file.suffix.lower()
+            hidden = name.startswith(".")
+            image = not hidden and suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and is_image(file)
+            if not hidden and (images if image else _may_be_video(file)):
                 yield file
-            else:
-                ignored["hidden" if name.startswith(".") else printable(file.suffix.lower()) or "without ending"] += 1
+                continue
+            if image and suffix in VIDEO_SUFFIXES:
+                complain(printable(file), "is an image with the name of a video; images are taken with --images files")
+            ignored["hidden" if hidden else printable(suffix) or "without ending"] += 1
 
 
 def _may_be_video(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return True
-    if suffix in PARTIAL_SUFFIXES or suffix in _SOUND_SUFFIXES:
-        return False
+    return suffix not in (*PARTIAL_SUFFIXES, *_SOUND_SUFFIXES) and begins_as_video(_head(path))
+
+
+def has_image_name(path: Path | str) -> bool:
+    """Whether a file is called as an image."""
+    return str(path).lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_image(path: Path | str) -> bool:
+    """Whether a file is an image: by how it begins, or, where that tells neither an image nor a video, by its name."""
+    head = _head(Path(path))
+    return begins_as_image(head) or (has_image_name(path) and not begins_as_video(head))
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none where it is no regular file, or cannot be read."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        with path.open("rb") as file:
-            return begins_as_video(file.read(HEAD))
+        if stat.S_ISREG(os.stat(path).st_mode):
+            with path.open("rb") as file:
+                return file.read(HEAD)
     except OSError:
-        return False
+        pass
+    return b""
+
+
+def begins_as_image(head: bytes) -> bool:
+    """Whether the first bytes are those of a JPEG, PNG, WebP, BMP or TIFF file."""
+    webp, bmp = (head[:4], head[8:12]) == (b"RIFF", b"WEBP"), head[:2] == b"BM" and head[6:10] == bytes(4)
+    return webp or bmp or head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*"))
 
 
 def begins_as_video(head: bytes) -> bool:

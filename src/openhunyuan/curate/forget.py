@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from openhunyuan.curate.run import (
     FUNNEL,
     MANIFEST,
     QUARANTINE,
+    SCAN,
     Sources,
     count_funnel,
     write_funnel,
@@ -150,6 +152,7 @@ def _forget(data: Path, sha256: str, remove: Removal | None) -> Receipt:
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
     forget_verdicts(data, set(clips))
     forget_answers(data, set(clips))
+    shutil.rmtree(data / SCAN, ignore_errors=True)
     (data / "report.html").unlink(missing_ok=True)  # it holds pictures; `curate report` makes it again
     for digest in files:
         for path in (data / stored(digest)).parent.glob(f"{digest}.*"):

@@ -7,7 +7,8 @@ given (absolute), or found from the pool so that as much of it is left as figure
 what each group of filters takes away; thresholds themselves were never published).
 
 Every filter of every set decides about every clip, whatever else has failed: the table `sets.parquet` has a row for
-each. All of it is made anew from stored scores at every run; a changed threshold measures nothing.
+each, and one a clip of a set that was refused. All of it is made anew from stored scores at every run; a changed
+threshold measures nothing.
 
 A score that only stands in for the report's model (`Measure.proxy`, without `FACTS`) does not build the sets from 540p
 on, unless it is allowed by name. A filter without a limit, on a model's score for which nobody has tuned one, waits for
@@ -36,7 +37,7 @@ from openhunyuan.curate.decide import DUPLICATE, GROUPS, MEASURED, Filter, known
 from openhunyuan.curate.measures.measure import Measure
 
 SETS, VERDICTS = "sets.json", "sets.parquet"
-PASSED, FAILED, NO_SCORE, NOT_COMPARED = "passed", "failed", "no score", "not compared"
+PASSED, FAILED, NO_SCORE, NOT_COMPARED, REFUSED = "passed", "failed", "no score", "not compared", "refused"
 
 YIELD, LISTED = "source.yield", "source.listed"
 """Scores of a clip's source: the share of its clips that are in the set below; 1 where the set takes the source."""
@@ -164,11 +165,13 @@ class Column:
 
 @dataclass
 class Climbed:
-    """Clips with their sets, what each set took, every verdict, and the filters of the first sets, which drop."""
+    """Clips with their sets, what each set took, every verdict, the sets that were refused to clips and why, and the
+    filters of the first sets, which drop."""
 
     clips: list[Clip]
     reports: list[SetReport] = field(default_factory=list)
     columns: list[tuple[list[str], Column]] = field(default_factory=list)
+    refused: list[tuple[list[str], str, str]] = field(default_factory=list)
     filters: tuple[str, ...] = ()
 
 
@@ -234,6 +237,7 @@ def _climb_kind(result: Climbed, places: Sequence[int], sets: Sequence[TrainingS
             result.reports.append(
                 SetReport(one.name, one.kind, len(clips), int(members.sum()), 0, one.keep, (), refused)
             )
+            result.refused.append((ids, one.name, refused))
             continue
         filters, waiting = _limited(_tightened(holds, one), climb.ladder.calibrated and one.keep is not None)
         columns = _columns(one, number == 0, sets, clips, members, below, filters, climb)
@@ -484,14 +488,15 @@ def check(ladder: Ladder, base: Sequence[Filter], measures: Sequence[Measure]) -
 
 
 def write_sets(data: Path, climbed: Climbed) -> None:
-    """Write `sets.parquet` (clip, set, filter, group, score, value, at_least, at_most, verdict) and `sets.json`."""
-    write_atomic(data / VERDICTS, verdict_table(climbed.columns))
+    """Write `sets.parquet` (clip, set, filter, group, score, value, at_least, at_most, verdict, reason) and
+    `sets.json`."""
+    write_atomic(data / VERDICTS, verdict_table(climbed))
     rows = [{**asdict(r), "share": round(r.share, 6)} for r in climbed.reports]
     write_atomic(data / SETS, (json.dumps({"sets": rows}, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def verdict_table(columns: Sequence[tuple[Sequence[str], Column]]) -> bytes:
-    """Verdicts as a Parquet file: one row a clip, set and filter."""
+def verdict_table(climbed: Climbed) -> bytes:
+    """Verdicts as a Parquet file: one row a clip, set and filter; of a refused set one a clip, with the reason."""
     arrow: Any = require("pyarrow", extra="curate")
     parquet: Any = require("pyarrow.parquet", extra="curate")
     word = arrow.dictionary(arrow.int32(), arrow.string())
@@ -499,23 +504,30 @@ def verdict_table(columns: Sequence[tuple[Sequence[str], Column]]) -> bytes:
         [("clip", arrow.string())]
         + [(name, word) for name in ("set", "filter", "group", "score")]
         + [(name, arrow.float64()) for name in ("value", "at_least", "at_most")]
-        + [("verdict", word)]
+        + [("verdict", word), ("reason", word)]
     )
     sink = arrow.BufferOutputStream()
     with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for ids, column in columns:
-            if not ids:
-                continue
-            f = column.filter
-            values = [None if np.isnan(v) else float(v) for v in column.values]
-            same = [[text] * len(ids) for text in (column.set, f.name, f.group, f.score)]
-            limits = [[limit] * len(ids) for limit in (f.at_least, f.at_most)]
-            verdicts = [column.verdict(i) for i in range(len(ids))]
+
+        def write(ids: Sequence[str], about: Mapping[str, Any]) -> None:
+            """Rows of these clips. about: a value for all of them, or a list of one for each; else null."""
+            found = {"clip": list(ids), **about}
+            parts = [found.get(name) for name in schema.names]
             arrays = [
-                arrow.array(part, type=kind.type)
-                for part, kind in zip([list(ids), *same, values, *limits, verdicts], schema, strict=True)
+                arrow.array(part if isinstance(part, list) else [part] * len(ids), type=kind)
+                for part, kind in zip(parts, schema.types, strict=True)
             ]
             writer.write_table(arrow.table(arrays, schema=schema))
+
+        for ids, column in climbed.columns:
+            values = [None if np.isnan(v) else float(v) for v in column.values]
+            limits = column.filter.model_dump(include={"group", "score", "at_least", "at_most"})
+            verdicts = [column.verdict(i) for i in range(len(ids))]
+            write(
+                ids, {"set": column.set, "filter": column.filter.name, **limits, "value": values, "verdict": verdicts}
+            )
+        for ids, name, why in climbed.refused:
+            write(ids, {"set": name, "verdict": REFUSED, "reason": why})
     return sink.getvalue().to_pybytes()
 
 

@@ -27,12 +27,12 @@ from openhunyuan.base.record import read_json
 from openhunyuan.curate.charts import COLOURS, PUBLISHED, Limit, Step, funnel, histogram, legend
 from openhunyuan.curate.clip import Clip
 from openhunyuan.curate.decide import DUPLICATE
+from openhunyuan.curate.find import has_image_name
 from openhunyuan.curate.ladder import FAILED, SetReport, read_sets, read_verdicts
 from openhunyuan.curate.models.choice import PACKAGED
 from openhunyuan.curate.review import SFT, VIEWS, Review, has_review, read_rule
 from openhunyuan.curate.run import FUNNEL, QUARANTINE, RUN, read_clips
 from openhunyuan.curate.split import STAGE as SPLIT
-from openhunyuan.curate.stills import is_image
 from openhunyuan.curate.tables import TABLES, read_rows
 
 REPORT = "report.html"
@@ -481,7 +481,7 @@ def _out_figure(all_: _Data, out: _Out) -> str:
 def _figure(all_: _Data, clip: Clip, said: str, below: bytes | None = None) -> str:
     place = f" {clip.start_time:.2f}–{clip.end_time:.2f} s"
     if clip.kind == "image":
-        place = "" if is_image(clip.source) else f" at {clip.start_time:.2f} s"
+        place = "" if has_image_name(clip.source) else f" at {clip.start_time:.2f} s"
     where = f"{Path(clip.source).name}{place}"
     if clip.crop:
         where += f" · cropped to {clip.crop[2] - clip.crop[0]}×{clip.crop[3] - clip.crop[1]}"
@@ -594,7 +594,7 @@ def _sources(all_: _Data) -> list[str]:
     names = [report.name for report in all_.sets if not report.refused] or ["kept"]
     groups: dict[str, list[Clip]] = defaultdict(list)
     for clip in all_.clips:
-        groups[str(Path(clip.source).parent) if is_image(clip.source) else clip.source].append(clip)
+        groups[str(Path(clip.source).parent) if has_image_name(clip.source) else clip.source].append(clip)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = [

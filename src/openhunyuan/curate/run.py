@@ -7,8 +7,9 @@ Image files, and single frames of videos where that is wanted, take the same way
 What is known is not computed again. A source is known by the hash of its bytes; its path, size and times only save
 hashing it anew. Shots and cuts are addressed by source and clip, measures by clip, and each by the key of its stage; so
 a renamed file costs nothing, a changed file is another source, a changed parameter runs its own stage again, and a
-changed threshold runs none. Every answer is on disk before the next one is asked for, and a long source is measured and
-cut in parts (`in_parts`): a run that is killed loses the parts that its workers were at.
+changed threshold runs none. Every answer is on disk before the next one is asked for, a long source is measured and cut
+in parts (`in_parts`), and a scan for shots keeps what it has seen (`split.Parts`): a run that is killed loses the parts
+that its workers were at.
 
     data/store/, data/tables/   files and rows (`curate.tables`)
     data/manifest.jsonl         every clip, dropped ones with stage, reason and score
@@ -21,11 +22,12 @@ cut in parts (`in_parts`): a run that is killed loses the parts that its workers
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -43,14 +45,14 @@ from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
 from openhunyuan.curate.decide import DUPLICATE, MEASURED, Crop, Filter, Rows, better_copies, decide, with_concepts
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.engine import Engine, Processes
-from openhunyuan.curate.find import find_videos
+from openhunyuan.curate.find import find_videos, is_image
 from openhunyuan.curate.footage import Mark, Media
 from openhunyuan.curate.ladder import SETS, VERDICTS, Climbed, Ladder, check, climb, write_sets
-from openhunyuan.curate.measures.measure import CLOCK, ClipSpan, Measure
+from openhunyuan.curate.measures.measure import CLOCK, ON_SCREEN, ClipSpan, Measure
 from openhunyuan.curate.split import STAGE as SPLIT
-from openhunyuan.curate.split import Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
+from openhunyuan.curate.split import Parts, Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
 from openhunyuan.curate.stage import Outcome, Resources, Stage, together
-from openhunyuan.curate.stills import Images, is_image, look_at
+from openhunyuan.curate.stills import Images, look_at
 from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
 
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
@@ -63,8 +65,12 @@ ORDER = f"{TABLES}/{CAPTION}/order.json"
 CHANGED: dict[str, Any] = {"error": "the source changed while it was read; run again"}
 """Stands for the row of a source that became another file during the run: nothing is written down about it."""
 
+SCAN = ".scan"
+"""Folder of unfinished scans for shots in a data folder."""
+
 PART_SECONDS = 120.0
-"""Footage that is measured or cut in one go: what a run that is killed, or a part that takes too long, loses."""
+"""Footage that is scanned, measured or cut in one go: what a run that is killed loses, or, but for scans, a part that
+takes too long."""
 
 MOST_PARTS = 4
 """Parts of a source that cannot be sought in: each is read from the beginning."""
@@ -205,6 +211,7 @@ class _Run:
         self.data, self.plan, self.progress, self.failures = data, plan, progress, failures
         self.engine, self.retry = engine, retry
         self.paths: dict[str, Path] = {}  # hash of a source → where it lies, as it was asked for
+        self.images: set[str] = set()  # hashes of those that are image files
         self.marks: dict[str, tuple[str, Path]] = {}  # absolute path → the file's mark when its hash was known
 
     def all(self, videos: Sequence[Path]) -> Curation:
@@ -234,7 +241,7 @@ class _Run:
     def _clips(self, digest: str, shots: Shots) -> list[Clip]:
         """The clips of a source: its shots, or its picture; and its shots' middle frames, where they are wanted."""
         path, plan = self.paths[digest], self.plan
-        if is_image(path):
+        if digest in self.images:
             return clips_of(path, digest, shots, 0.0, "image")
         clips = clips_of(path, digest, shots, plan.split.min_seconds)
         if plan.images in ("frames", "both"):
@@ -312,17 +319,20 @@ class _Run:
                 repeated += 1
             else:
                 self.paths[digest] = video
+                if is_image(video):
+                    self.images.add(digest)
                 self.marks[str(video.absolute())] = mark, video
         return repeated, forgotten
 
     def _shots(self) -> dict[str, Shots]:
         """Shots of every source that could be read, in the order of the sources."""
         found = {}
+        scans = self.data.absolute() / SCAN
         for stage, step, function, still in (
-            (self.plan.split, "shots", partial(_find_shots, self.plan.split), False),
+            (self.plan.split, "shots", partial(_find_shots, self.plan.split, Parts(scans, PART_SECONDS)), False),
             (Images(), "images", _look_at, True),
         ):
-            paths = {digest: path for digest, path in self.paths.items() if is_image(path) == still}
+            paths = {digest: path for digest, path in self.paths.items() if (digest in self.images) == still}
             if not paths:
                 continue
             table = Table(self.data, stage)
@@ -339,6 +349,7 @@ class _Run:
                     self.failures.append(Failure(str(path), stage.name, row["error"]))
                 else:
                     found[digest] = shots_of(row)
+        shutil.rmtree(scans, ignore_errors=True)
         return self._in_pieces({digest: found[digest] for digest in self.paths if digest in found})
 
     def _in_pieces(self, shots: dict[str, Shots]) -> dict[str, Shots]:
@@ -346,9 +357,9 @@ class _Run:
         split = self.plan.split
         if split.max_seconds is None:
             return shots
-        shots = {d: s if is_image(self.paths[d]) else pieces_of(s, split.max_seconds) for d, s in shots.items()}
+        shots = {d: s if d in self.images else pieces_of(s, split.max_seconds) for d, s in shots.items()}
         table = Table(self.data, Pieces(split=split.key, max_seconds=split.max_seconds))
-        new = [digest for digest in shots if digest not in table.rows() and not is_image(self.paths[digest])]
+        new = [digest for digest in shots if digest not in table.rows() and digest not in self.images]
         table.add(Outcome(digest, ({"spans": shots_row(shots[digest])["spans"]},)) for digest in new)
         return shots
 
@@ -359,7 +370,8 @@ class _Run:
 
         def knows(table: Table, clip: str) -> bool:
             row = table.rows()[clip][0]
-            return not self._lacks(table, clip) and (clip not in uneven or bool(row["error"] or row.get(CLOCK)))
+            as_shown = clip not in uneven or bool(row["error"]) or row.get(CLOCK) == ON_SCREEN
+            return as_shown and not self._lacks(table, clip)
 
         known = {key: {clip for clip in table.rows() if knows(table, clip)} for key, table in tables.items()}
         jobs = []
@@ -477,8 +489,10 @@ def _file_of(row: dict[str, Any]) -> str:
     return stored(row["sha256"], row.get("suffix") or ".mp4")
 
 
-def _find_shots(config: Split, item: tuple[str, Path]) -> Shots:
-    return find_shots(item[1], config)
+def _find_shots(config: Split, scans: Parts, item: tuple[str, Path]) -> Shots:
+    # A folder by the file's mark: what was seen of a file that changed meanwhile is not found again.
+    name = hashlib.sha256(f"{config.key}|{file_mark(item[1])}".encode()).hexdigest()[:32]
+    return find_shots(item[1], config, replace(scans, folder=scans.folder / name))
 
 
 def _cut(job: CutJob) -> dict[str, dict[str, Any]]:

@@ -9,17 +9,23 @@ Two detectors look at one pass of decoded frames:
   speed, and its colours change as a whole. Motion alone does not do both: it bends the line, or keeps the colours.
 
 Frames inside a gradual transition, and black frames, belong to no clip.
+
+A scan may keep what it has seen in parts (`Parts`), and one that was killed is then gone on with behind the last of
+them. A cut depends on `window_width` frames on each side, so the frames before that place are looked at again; all
+else is decided from what is kept of every frame.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import logging
 import math
+import shutil
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -29,10 +35,11 @@ import numpy as np
 from pydantic import Field
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.base.files import write_atomic
 from openhunyuan.base.record import Record
 from openhunyuan.base.require import require
 from openhunyuan.curate.clip import Clip, clip_id, file_sha256
-from openhunyuan.curate.footage import READING, Footage, Media, is_variable
+from openhunyuan.curate.footage import READING, Astray, Footage, Mark, Media, is_variable
 from openhunyuan.curate.stage import Stage
 
 STAGE = "split"
@@ -42,6 +49,7 @@ ANALYSIS_SIDE = 256  # frames are reduced to at most this longer side, as PyScen
 VARIABLE = "variable frame rate"
 """Tag of the clips of a source whose frames come at uneven times."""
 
+_THUMB_BYTES = THUMB * THUMB * 3
 _BLOCK = 4096
 """Thumbnails that are compared at once."""
 
@@ -180,33 +188,76 @@ def unpacked(text: str) -> list[int | None]:
     return [None if t == _UNKNOWN else t for t in numbers.tolist()]
 
 
-def find_shots(path: Path | str, config: Split | None = None) -> Shots:
+@dataclass
+class Seen:
+    """What a scan keeps of the frames that it has looked at: their times, thumbnails (uint8 [n, `THUMB`, `THUMB`, 3] as
+    bytes), and the frame numbers that begin a new shot by a hard cut, as far as they are decided."""
+
+    pts: list[int | None] = field(default_factory=list)
+    thumbs: bytearray = field(default_factory=bytearray)
+    cuts: list[int] = field(default_factory=list)
+
+    def thumb(self, number: int) -> bytes:
+        return bytes(self.thumbs[number * _THUMB_BYTES : (number + 1) * _THUMB_BYTES])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a scan on disk: files of so many `seconds` of a source in a folder of its own."""
+
+    folder: Path
+    seconds: float
+
+    def read(self) -> Seen:
+        """All parts together."""
+        seen = Seen()
+        for path in sorted(self.folder.glob("[0-9]*.npz")):
+            with np.load(path, allow_pickle=False) as part:
+                seen.pts += part["pts"].tolist()
+                seen.thumbs += part["thumbs"].tobytes()
+                seen.cuts += part["cuts"].tolist()
+        return seen
+
+    def add(self, seen: Seen, frames: int, cuts: int) -> None:
+        """Keep what was seen since there were so many frames and cuts."""
+        content = io.BytesIO()
+        thumbs = np.frombuffer(seen.thumbs[frames * _THUMB_BYTES :], np.uint8)
+        np.savez(content, pts=np.asarray(seen.pts[frames:], np.int64), thumbs=thumbs, cuts=seen.cuts[cuts:])
+        write_atomic(self.folder / f"{frames:09d}.npz", content.getvalue())
+
+
+def find_shots(path: Path | str, config: Split | None = None, parts: Parts | None = None) -> Shots:
     """The shots of a video file, in order.
 
+    parts: where the scan keeps what it has seen, and goes on from. Not used where the times of the frames are unknown
+    or out of order, nor with a further detector, whose memory is not kept.
     Raises UserError when the file cannot be read as video, or when PySceneDetect or OpenCV is not installed.
     """
     path, config = Path(path), config or Split()
+    try:
+        return _found(path, config, parts)
+    except Astray:
+        assert parts is not None
+        shutil.rmtree(parts.folder)
+        return _found(path, config, parts)
+
+
+def _found(path: Path, config: Split, parts: Parts | None) -> Shots:
+    """Raises Astray where the frames behind the parts are not those that a whole scan meets."""
     with Footage(path) as footage:
         media, time_base, rate = footage.media, footage.time_base, Fraction(footage.media.rate)
-        pts: list[int | None] = []
         detector = config.detector()
-
-        def pictures() -> Iterable[np.ndarray]:
-            for frame in footage.frames():
-                pts.append(frame.pts)
-                picture = frame.rgb(ANALYSIS_SIDE)
-                if detector:
-                    detector.add(picture)
-                yield picture
-
-        cuts, thumbs = _scan(pictures(), float(rate), config)
+        seen = _scan(footage, config, detector, None if detector else parts)
+        pts = seen.pts
         if len(pts) < WHOLE * footage.promised:
             raise UserError(f"{path} is cut off: {len(pts)} of its {footage.promised} frames can be decoded.")
         promised, there = footage.promised_seconds, _seconds(pts, time_base) + 1 / rate
         if promised is not None and there < WHOLE * promised:
             raise UserError(f"{path} is cut off: {float(there):.2f} of its {float(promised):.2f} s can be decoded.")
+    thumbs = np.frombuffer(seen.thumbs, np.uint8).reshape(-1, THUMB, THUMB, 3)
     window = max(4, 2 * round(config.fade_seconds * float(rate) / 2))
-    found = Boundaries(len(thumbs), tuple(cuts), tuple(gradual_spans(thumbs, window)))
+    cuts = tuple(n for n in sorted(set(seen.cuts)) if 0 < n < len(thumbs))
+    found = Boundaries(len(thumbs), cuts, tuple(gradual_spans(thumbs, window)))
     if detector:
         found = detector.combine(found)
     shots = shots_between(found.count, found.cuts, found.spans)
@@ -313,8 +364,8 @@ def split_video(path: Path | str, config: Split | None = None) -> list[Clip]:
     return clips_of(path, file_sha256(Path(path)), shots, config.min_seconds)
 
 
-def _scan(frames: Iterable[np.ndarray], fps: float, config: Split) -> tuple[list[int], np.ndarray]:
-    """One pass over the video: (frame numbers that begin a new shot by a hard cut, thumbnails [T, 16, 16, 3])."""
+def _scan(footage: Footage, config: Split, further: Detector | None, parts: Parts | None) -> Seen:
+    """One pass over the video, from its beginning or behind the parts. Raises Astray, see `_found`."""
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
     detectors: Any = require("scenedetect.detectors", extra="curate", package="scenedetect-headless")
     common: Any = require("scenedetect.common", extra="curate", package="scenedetect-headless")
@@ -324,20 +375,48 @@ def _scan(frames: Iterable[np.ndarray], fps: float, config: Split) -> tuple[list
         min_content_val=config.min_content,
         min_scene_len=1,  # short shots are found and then dropped with a reason, not silently merged
     )
-    cuts: list[int] = []
-    thumbs, count = bytearray(), 0
-    padding = config.window_width
-    last = None
-    for number, frame in enumerate(frames):
-        thumbs += cv2.resize(frame, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
-        count += 1
-        last = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        cuts += detector.process_frame(common.FrameTimecode(number, fps), last)
-    # The detector decides `window_width` frames late; repeating the last frame lets it decide about the end too.
-    for number in range(count, count + padding if last is not None else 0):
-        cuts += detector.process_frame(common.FrameTimecode(number, fps), last)
-    numbers = sorted({c if isinstance(c, int) else c.frame_num for c in cuts})
-    return [n for n in numbers if 0 < n < count], np.frombuffer(thumbs, np.uint8).reshape(count, THUMB, THUMB, 3)
+    fps, width = float(Fraction(footage.media.rate)), config.window_width
+    seen = parts.read() if parts else Seen()
+    # The detector decides `width` frames late, and about none of its first `width` frames, nor about the next one
+    # where it has not seen what came before: so it begins anew so far back.
+    start = len(seen.pts) - 2 * width - 1
+    if start <= 0:
+        start, seen = 0, Seen()
+    known, decided = len(seen.pts), start + width + 1 if start else 0
+    saved, in_order = (known, len(seen.cuts)), True
+
+    def decide(number: int) -> None:
+        found = detector.process_frame(common.FrameTimecode(number, fps), last)
+        seen.cuts.extend(n for n in (c if isinstance(c, int) else c.frame_num for c in found) if n >= decided)
+
+    last, end = None, 0
+    for frame in footage.frames([Mark(n, int(seen.pts[n] or 0)) for n in range(start, known)]):
+        end = frame.number + 1
+        if end <= start:
+            continue
+        picture = frame.rgb(ANALYSIS_SIDE)
+        thumb = cv2.resize(picture, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
+        if frame.number < known:
+            if (frame.pts, thumb) != (seen.pts[frame.number], seen.thumb(frame.number)):
+                raise Astray
+        else:
+            before = seen.pts[-1] if seen.pts else None
+            in_order = in_order and frame.pts is not None and (before is None or before < frame.pts)
+            seen.pts.append(frame.pts)
+            seen.thumbs += thumb
+        if further:
+            further.add(picture)
+        last = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        decide(frame.number)
+        if parts and in_order and len(seen.pts) - saved[0] >= parts.seconds * fps:
+            parts.add(seen, *saved)
+            saved = len(seen.pts), len(seen.cuts)
+    if end < known:
+        raise Astray
+    # Repeating the last frame lets the detector decide about the end too.
+    for number in range(end, end + width if last is not None else 0):
+        decide(number)
+    return seen
 
 
 def gradual_spans(

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from openhunyuan.base.errors import UserError
+from openhunyuan.curate.find import is_image
 from openhunyuan.curate.footage import READING, Footage, Frame, Mark, Media
 from openhunyuan.curate.split import Shots, Span, packed
 from openhunyuan.curate.stage import Stage
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 
@@ -88,11 +88,6 @@ def _read(path: Path) -> tuple[np.ndarray, str, str, int]:
         raise UserError(f"{path} claims more pixels than an image may have here.") from None
     except (OSError, SyntaxError, ValueError, MemoryError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
-
-
-def is_image(path: Path | str) -> bool:
-    """Whether a file is an image by its name."""
-    return str(path).lower().endswith(IMAGE_SUFFIXES)
 
 
 def open_footage(path: Path | str, motion_vectors: bool = False) -> Footage | Still:

@@ -163,7 +163,11 @@ def encode_clips(
     if not samples:
         reason = f"; the first one {left_out[0][1]}" if left_out else ""
         shortest = min(size.num_frames for size in sizes)
-        raise UserError(f"None of the {len(clips)} clips can be encoded at {shortest} frames{reason}.")
+        rate = f" and {fps:g} frames a second" if fps else ""
+        raise UserError(
+            f"None of the {len(clips)} clips can be encoded at {shortest} frames{rate}{reason}; longer clips, a bucket "
+            "of fewer frames or more frames a second let them in."
+        )
     check_one_version(samples)
     made = made_with(encoders, fps)
     shards = _shards(samples, made, samples_per_shard)

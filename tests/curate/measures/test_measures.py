@@ -9,7 +9,7 @@ import pytest
 
 from openhunyuan.base.video import write_video
 from openhunyuan.curate.analyse import AnalyseJob, Work, analyse
-from openhunyuan.curate.measures.border import Border
+from openhunyuan.curate.measures.border import Border, without_bars
 from openhunyuan.curate.measures.clarity import Clarity, edge_width
 from openhunyuan.curate.measures.clear_start import ClearStart
 from openhunyuan.curate.measures.fingerprint import Fingerprint, thumbs_of
@@ -101,6 +101,16 @@ def test_bars_are_found_to_the_pixel_and_dark_scenes_have_none() -> None:
     dim = np.zeros_like(frames)  # dark stripes, most of them no brighter than a bar may be
     dim[:, 20:-20] = np.where(np.arange(WIDTH) % 8 < 5, 9, 40)[:, None]
     assert measured(Border(), dim)["box"] == pytest.approx([0, 20 / HEIGHT, 1, 1 - 20 / HEIGHT])
+
+
+def test_frames_without_bars_are_what_lies_between_those_that_border_finds() -> None:
+    frames = moving(1, 8)
+    boxed = frames.copy()
+    boxed[:, :18] = boxed[:, -18:] = 0
+    assert np.array_equal(without_bars(boxed), frames[:, 18:-18])
+    one_sided = frames.copy()
+    one_sided[:, :30] = 0
+    assert without_bars(one_sided).shape == frames.shape, "a dark edge is no pair of bars"
 
 
 def test_blur_widens_edges_and_contrast_does_not() -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from openhunyuan.base.require import require
 from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
 
 BEGINS = 4.0
@@ -57,6 +58,15 @@ def bars(brightest: np.ndarray, stage: Border) -> tuple[float, float, float, flo
     left, right = _pair(brightest.T, stage)
     height, width = brightest.shape
     return (left / width, top / height, 1.0 - right / width, 1.0 - bottom / height)
+
+
+def without_bars(frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 [T, h, w, 3] of one clip, what lies between the bars that are found in them."""
+    cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
+    brightest = np.max([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames], axis=0)
+    height, width = brightest.shape
+    left, top, right, bottom = bars(brightest, Border())
+    return frames[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
 
 def _pair(x: np.ndarray, stage: Border) -> tuple[int, int]:

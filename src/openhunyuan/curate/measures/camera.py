@@ -51,7 +51,7 @@ class _Reader(Reader):
 
     def finish(self) -> dict[str, Any]:
         classifier = load_classifier()
-        seconds = self.step / self.clip.fps  # on average, where frames come at uneven times
+        seconds = self.step / self.clip.fps
         states = state_probabilities(self.tracker.tracks(seconds), classifier)
         if not states.any():
             nothing: dict[str, list[Any]] = {"first": [], "last": [], "move": [], "confidence": [], "primitives": []}

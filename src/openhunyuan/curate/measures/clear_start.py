@@ -14,8 +14,8 @@ from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
 class ClearStart(Measure):
     """How many frames to leave out at the start of a clip.
 
-    Columns: `offset`, the first frame of the clip's beginning that is clear (its sharpest, where none is);
-    `sharpness`, the clip's median variance of the Laplacian; `start_sharpness`, that of the frame at `offset`.
+    Columns: `offset`, the first of the source's frames in the clip's beginning that is clear (its sharpest, where none
+    is); `sharpness`, the clip's median variance of the Laplacian; `start_sharpness`, that of the frame at `offset`.
     """
 
     name: ClassVar[str] = "clear_start"
@@ -38,7 +38,7 @@ class _Reader(Reader):
     def add(self, view: View) -> None:
         value = laplacian_variance(view.gray)
         if view.head:
-            self.head.append((view.index, value))
+            self.head.append((view.place, value))
         if view.sample:
             self.samples.append(value)
 

@@ -13,19 +13,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from openhunyuan.base.require import require
+from openhunyuan.curate.measures.border import without_bars
 from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View, reduced
 
 MOMENTS = 8
 THUMB = 12
 _KEPT_SIDE = 64
-_BLACK = 14
 
 
 class Fingerprint(Measure):
     """Bytes `thumbs`: float16 [MOMENTS, THUMB, THUMB, 3] in Lab, without black bars. List `appearance`: unit vector."""
 
     name: ClassVar[str] = "fingerprint"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     proxy: ClassVar[str] = "colours and edges, no learned embedding"
 
     def begin(self, clip: ClipSpan) -> _Reader:
@@ -45,8 +45,7 @@ class _Reader(Reader):
             self.kept[view.index] = reduced(view.rgb, _KEPT_SIDE)
 
     def finish(self) -> dict[str, Any]:
-        frames = np.stack([self.kept[index] for index in self.wanted])
-        frames = without_bars(frames)
+        frames = without_bars(np.stack([self.kept[index] for index in self.wanted]))
         thumbs = lab_thumbs(frames)
         return {
             "thumbs": thumbs.astype(np.float16).tobytes(),
@@ -57,15 +56,6 @@ class _Reader(Reader):
 def thumbs_of(row: dict[str, Any]) -> np.ndarray:
     """The thumbnails of a row, float32 [MOMENTS, THUMB, THUMB, 3]."""
     return np.frombuffer(row["thumbs"], np.float16).astype(np.float32).reshape(MOMENTS, THUMB, THUMB, 3)
-
-
-def without_bars(frames: np.ndarray) -> np.ndarray:
-    """Frames [T, h, w, 3] without rows and columns at the edge that stay black."""
-    bright = frames.max(axis=(0, 3)) > _BLACK
-    rows, columns = np.flatnonzero(bright.mean(axis=1) > 0.05), np.flatnonzero(bright.mean(axis=0) > 0.05)
-    if rows.size < 8 or columns.size < 8:
-        return frames
-    return frames[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def lab_thumbs(frames: np.ndarray) -> np.ndarray:

@@ -5,11 +5,15 @@ measure the same `View` of each frame that is looked at, so that a picture is re
 
 Which frames are looked at is the same for all: about `SAMPLE_FPS` a second over the whole clip (`view.sample`), and
 every frame of the clip's beginning (`view.head`), where a clear start is looked for.
+
+Where frames come at uneven times, a clip is looked at as it is on screen, at its average rate: a frame that stays
+counts again and again, and one that is hardly there may not count at all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +33,9 @@ SIDE = 640
 """Longer side of the reduced picture that measures look at; smaller pictures are looked at as they are."""
 
 FLOW_SIDE = 320
-CLOCK = "clock"
-"""Column of the rows of clips whose frames come at uneven times: "frames", their own times. Rows without it took such
-clips for even ones."""
+CLOCK, ON_SCREEN = "clock", "screen"
+"""Column of the rows of clips whose frames come at uneven times, and what stands there: they were looked at as they are
+on screen. Rows with another word, or without one, were not."""
 
 HEAD_SHARE, HEAD_FRAMES = 0.1, 24
 """The beginning of a clip: this share of it, and at most so many frames."""
@@ -41,27 +45,33 @@ HEAD_SHARE, HEAD_FRAMES = 0.1, 24
 class ClipSpan:
     """The clip that a measure looks at: its place in the source, and its frames a second.
 
-    times: where the source's frames come at uneven times, the clip's own, in seconds from its first frame, and `fps` is
-    then the clip's average (`uneven`); empty: at an even rate. A clip's row says which it was (`CLOCK`).
+    shown: where the source's frames come at uneven times, `fps` is the clip's average, and this is for each of as many
+    frames at that rate the number of the source's frame that is on screen, counted from the clip's first (`uneven`);
+    empty: they are the same. A row of such a clip says so (`CLOCK`).
     """
 
     id: str
     start: int
     end: int
     fps: float
-    times: tuple[float, ...] = ()
+    shown: tuple[int, ...] = ()
 
     @classmethod
     def uneven(cls, id: str, start: int, end: int, seconds: np.ndarray) -> ClipSpan:
         """seconds: of each frame, and of the last one's end."""
-        whole = max(float(seconds[-1] - seconds[0]), 1e-3)
-        return cls(id, start, end, (end - start) / whole, tuple((seconds[:-1] - seconds[0]).tolist()))
+        fps = (end - start) / max(float(seconds[-1] - seconds[0]), 1e-3)
+        moments = seconds[0] + np.arange(end - start) / fps
+        shown = np.searchsorted(seconds[:-1], moments + 1e-9, side="right") - 1
+        return cls(id, start, end, fps, tuple(shown.tolist()))
 
-    def seconds(self, first: int, last: int) -> float:
-        """From one frame of the clip to a later one; at least a millisecond, for a time may come twice."""
-        if not self.times:
-            return (last - first) / self.fps
-        return max(self.times[last] - self.times[first], 1e-3)
+    def indices(self, number: int) -> range:
+        """The clip's frames in which the source's frame with this number is on screen."""
+        place = number - self.start
+        return (
+            range(bisect_left(self.shown, place), bisect_right(self.shown, place))
+            if self.shown
+            else range(place, place + 1)
+        )
 
     @property
     def num_frames(self) -> int:
@@ -83,18 +93,20 @@ class ClipSpan:
 
 
 class View:
-    """One frame of a clip, reduced once for all measures. `index` counts from the clip's first frame."""
+    """One frame of a clip, reduced once for all measures. `index` counts from the clip's first frame, `place` the
+    source's frames from there."""
 
-    def __init__(self, frame: Frame, clip: ClipSpan) -> None:
+    def __init__(self, frame: Frame, clip: ClipSpan, index: int | None = None) -> None:
         self.frame = frame
-        self.index = frame.number - clip.start
+        self.place = frame.number - clip.start
+        self.index = self.place if index is None else index
         self.clip = clip
         self.sample = self.index % clip.step == 0
         self.head = self.index < clip.head
 
     def since(self, before: int) -> float:
         """Seconds from the clip's frame with this number to this one."""
-        return self.clip.seconds(before, self.index)
+        return (self.index - before) / self.clip.fps
 
     @cached_property
     def rgb(self) -> np.ndarray:

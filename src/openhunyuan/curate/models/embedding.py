@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openhunyuan.curate.measures.fingerprint import without_bars
+from openhunyuan.curate.measures.border import without_bars
 from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
 from openhunyuan.curate.models.pictures import Preparation
 from openhunyuan.curate.models.weights import ModelStage, batches, folder_type, open_folder
@@ -32,7 +32,7 @@ class Embedding(ModelStage, Measure):
     """Row: `vector`, a unit vector as float32 numbers; `tower`, the model type."""
 
     name: ClassVar[str] = "embedding"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     moments: int = Field(default=8, ge=1, description="Frames that an image tower looks at.")
 

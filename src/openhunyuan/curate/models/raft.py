@@ -283,7 +283,7 @@ class _Reader(Reader):
         x = x.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with torch.inference_mode():
             flows = self.stage.model(x[:-1], x[1:], self.stage.updates).permute(0, 2, 3, 1).cpu().numpy()
-        seconds = [self.clip.seconds(first, last) for first, last in pairwise(self.numbers)]
+        seconds = [(last - first) / self.clip.fps for first, last in pairwise(self.numbers)]
         self.pairs += [speeds(flow, later) for flow, later in zip(flows, seconds, strict=True)]
         self.pictures, self.numbers = self.pictures[-1:], self.numbers[-1:]
 
