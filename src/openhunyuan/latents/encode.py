@@ -31,6 +31,7 @@ from torch import Tensor
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import iter_video
+from openhunyuan.caption.camera import caption_of_frames, gate_of
 from openhunyuan.curate.clip import Clip, ClipCaption
 from openhunyuan.latents import store
 from openhunyuan.latents.buckets import choose_bucket, describe
@@ -39,6 +40,8 @@ from openhunyuan.latents.captions import CAPTION, PromptEncoder
 PREPROCESSING = 1
 """Raised when the same clip would give other pixels than before."""
 TEXTS_AT_ONCE = 16
+GATES = "camera"
+"""In what a dataset was made with: the gates of its camera labels, which are those of the encoded frames."""
 FILE_BYTES = 2**29
 """Moments in one file, at most; a file is put together in memory. Counted with the released VAE's 16 channels."""
 
@@ -117,12 +120,14 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to be: a span of a clip, its caption, its size."""
+    """One sample to be: a span of a clip, the caption of these frames, its size. unplaced: the caption that it was made
+    from names a camera move, and nothing says whether these frames have it; so theirs names none."""
 
     clip: Clip
     caption: ClipCaption
     first: int
     size: VideoSize
+    unplaced: bool = False
 
     @property
     def name(self) -> str:
@@ -154,7 +159,7 @@ def encode_clips(
     precision) are left out and named in the report and in the index.
 
     Raises:
-        UserError: no clip can be encoded; captions of two versions of one captioner.
+        UserError: no clip can be encoded; captions of two versions of one captioner, or camera labels of two gates.
         OSError: the disk is full.
     """
     folder, output = Path(folder), Path(output)
@@ -163,7 +168,8 @@ def encode_clips(
     if not samples:
         reason = f"; the first one {left_out[0][1]}" if left_out else ""
         shortest = min(size.num_frames for size in sizes)
-        raise UserError(f"None of the {len(clips)} clips can be encoded at {shortest} frames{reason}.")
+        hint = " (--num-frames or --bucket asks for other lengths)" if left_out else ""
+        raise UserError(f"None of the {len(clips)} clips can be encoded at {shortest} frames{reason}{hint}.")
     check_one_version(samples)
     made = made_with(encoders, fps)
     shards = _shards(samples, made, samples_per_shard)
@@ -191,6 +197,8 @@ def encode_clips(
     if not missing:
         captions = Counter(sample.caption.signature for shard in whole for sample in shard.samples)
         made |= {"captions": sorted(captions), "buckets": sorted(str(size) for size in sizes)}
+        gates = {gate for shard in whole for sample in shard.samples if (gate := gate_of(sample.caption))}
+        made |= {GATES: sorted(gates)} if gates else {}
         files = [(shard.bucket, len(shard.samples), shard.files()) for shard in whole]
         index = make_index(files, made, dict(captions), {"model": encoders.model, "fps": fps, "captioner": captioner})
         index["left_out"] = [list(item) for item in left_out]
@@ -228,7 +236,9 @@ def plan_samples(
             available = frames_at(clip, fps, first, min(last, clip.num_frames))
             size = choose_bucket(sizes, available, clip.height, clip.width)
             if size:
-                samples.append(Sample(clip, caption, first, size))
+                shown = shown_caption(clip, caption, fps, first, size.num_frames)
+                unplaced = shown is not caption and caption.camera is None
+                samples.append(Sample(clip, shown, first, size, unplaced))
             else:
                 needed = min(size.num_frames for size in sizes)
                 name = f"{clip.id}@{first}" if first else clip.id
@@ -237,7 +247,14 @@ def plan_samples(
 
 
 def check_one_version(samples: Sequence[Sample]) -> None:
-    """Raise UserError when captions of two versions of one captioner would be mixed."""
+    """Raise UserError when captions of two versions of one captioner would be mixed, or camera labels of two gates."""
+    gates = Counter(gate for sample in samples if (gate := gate_of(sample.caption))).most_common(2)
+    if len(gates) > 1:
+        (a, n), (b, m) = gates
+        raise UserError(
+            f"Of the samples' camera labels {n} are of {a} and {m} of {b}; "
+            "bring them to one gate with openhunyuan caption and the options of before, which asks nothing again."
+        )
     found: dict[str, dict[str, int]] = {}
     for sample in samples:
         versions = found.setdefault(sample.caption.captioner, {})
@@ -251,16 +268,10 @@ def check_one_version(samples: Sequence[Sample]) -> None:
             )
 
 
-def narrow_samples(samples: Sequence[Sample], fps: float | None) -> tuple[int, float]:
-    """(how many videos show less than half of the frames that their caption is of, seconds of the longest of them)."""
-    found = []
-    for sample in samples:
-        clip, step = sample.clip, 1.0 if fps is None else sample.clip.fps / fps
-        first, last = sample.caption.window or (0, clip.num_frames)
-        shown = sample.size.num_frames * step
-        if not sample.size.is_image and shown < (last - first) / 2:
-            found.append(shown / clip.fps)
-    return len(found), max(found, default=0.0)
+def shown_caption(clip: Clip, caption: ClipCaption, fps: float | None, first: int, num_frames: int) -> ClipCaption:
+    """The caption as it is true of the sample that begins with frame `first` and has so many frames at `fps`."""
+    last = frame_numbers(clip, num_frames, fps, first)[-1] + 1
+    return caption_of_frames(caption, clip.num_frames, first, last)
 
 
 def made_with(encoders: Encoders, fps: float | None) -> dict[str, Any]:
@@ -358,7 +369,7 @@ def _moments_key(sample: Sample, made: dict[str, Any]) -> str:
 
 def _text_key(sample: Sample, made: dict[str, Any]) -> str:
     caption = sample.caption
-    said = [caption.text, caption.fields, caption.signature, sample.clip.camera]
+    said = [caption.text, caption.fields, caption.signature, caption.fields.get("camera")]
     return store.key_of([sample.name, said, sample.size.is_image, made["text_encoders"]])
 
 
@@ -635,7 +646,7 @@ def _about_moments(sample: Sample, job: _Job) -> dict[str, Any]:
 
 
 def _about_text(sample: Sample) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"camera": sample.clip.camera, "captioner": sample.caption.signature}
+    metadata: dict[str, Any] = {"camera": sample.caption.fields.get("camera"), "captioner": sample.caption.signature}
     if sample.caption.fields:
         metadata[CAPTION] = sample.caption.fields  # other texts can be assembled from it when batches are made
     return {"sample": sample.name, "clip": sample.clip.id, "prompt": sample.caption.text, "metadata": metadata}
