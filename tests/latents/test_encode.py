@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -271,8 +272,11 @@ def test_a_killed_run_of_several_processes_leaves_none_behind(tmp_path: Path) ->
 def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
     clips = make_clips(tmp_path, [5] * 2)
     encoders = Encoders(die, "m", "m", "m")
-    with pytest.raises(UserError, match="process that encoded died"):
+    with pytest.raises(UserError, match=r"Workers cannot start: 3 died at once \(exit code 9\)"):
         encode_clips(clips, tmp_path, tmp_path / "out", encoders, SIZE, workers=1)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="model is gone"):
+            encode_clips(clips, tmp_path, tmp_path / "out", Encoders(refuse, "m", "m", "m"), SIZE, workers=workers)
 
 
 def load_stand_ins(_number: int) -> Networks:
@@ -281,6 +285,35 @@ def load_stand_ins(_number: int) -> Networks:
 
 def die(_number: int) -> Networks:
     os._exit(9)
+
+
+def refuse(_number: int) -> Networks:
+    raise UserError("The folder of the model is gone.")
+
+
+class Poisoned(MeanVAE):
+    """Dies of the clip that begins with a grey of 50, as a codec may."""
+
+    def encode(self, x: Tensor, tiling: object = None) -> SimpleNamespace:
+        if abs(float(x[:, :, 0].mean() + 1) * 127.5 - 50) < 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(x, tiling)
+
+
+def load_poisoned(folder: Path, number: int) -> Networks:
+    (folder / f"began.{os.getpid()}.{number}").touch()
+    return Networks(Poisoned(), LengthText())
+
+
+@pytest.mark.slow
+def test_a_clip_that_kills_its_process_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 4), tmp_path / "out"
+    encoders = Encoders(partial(load_poisoned, tmp_path), "m", "m", "m")
+    report = encode_clips(clips, tmp_path, out, encoders, SIZE, samples_per_shard=2, workers=1)
+    assert report.failed == ((clips[1].id, "cannot be encoded: the process that read it died twice"),)
+    assert (report.samples, report.encoded, len(ShardDataset(out))) == (3, 3, 3)
+    assert [path.suffix for path in tmp_path.glob("began.*")] == [".0"] * 3  # two died, and the third had their number
+    assert encode(clips, tmp_path, out).encoded == 1
 
 
 class ParentKiller(MeanVAE):
