@@ -352,6 +352,16 @@ class Cameras(Stage):
     """Stands in for the measure that classifies camera moves."""
 
     name: ClassVar[str] = "camera"
+    model: str = "older"
+
+
+class Own(Captioner):
+    """Has a word of its own for the camera."""
+
+    name: ClassVar[str] = "own"
+
+    def caption(self, item: Item) -> Captioned:
+        return Captioned(Caption(short="a", dense="a", camera="pan up"), "a")
 
 
 def test_a_camera_label_enters_captions_when_it_is_sure_enough_and_when_it_is_measured_later(data: Path) -> None:
@@ -371,7 +381,33 @@ def test_a_camera_label_enters_captions_when_it_is_sure_enough_and_when_it_is_me
     assert [clip.camera for clip in read_clips(data)] == ["pan left", None, "zoom in"]
     with serving(says(GOOD)) as server:
         caption_clips(data, vision(server.url, window=0.4))
-    assert [c.fields["camera"] for c in read_clips(data)[1].captions[-2:]] == ["static", None]
+    windows = read_clips(data)[1].captions[-2:]
+    assert [c.fields["camera"] for c in windows] == ["static", None]
+    found = [c.camera for c in windows if c.camera]
+    assert [[label.move for label in evidence.labels] for evidence in found] == [["static"], []]
+    assert {(evidence.gate, evidence.measure) for evidence in found} == {(0.9, f"camera@{Cameras().key}")}
+    parts = {*data.glob("tables/caption/*/*.parquet")}
+    caption_clips(data, Scripted())
+    assert {*data.glob("tables/caption/*/*.parquet")} == parts  # what is up to date is not written again
+
+
+def test_a_label_goes_when_a_newer_measure_names_no_move_and_a_captioners_own_stays(data: Path) -> None:
+    label_cameras(data, confidence=0.95)
+    caption_clips(data, Scripted())
+    assert read_clips(data)[0].camera == "zoom in"
+    newer = Cameras(model="newer")
+    nothing = {"first": [], "last": [], "move": [], "confidence": [], "seconds": []}
+    Table(data, newer).add(Outcome(clip.id, (nothing,)) for clip in read_clips(data))
+    run = json.loads((data / "run.json").read_text())
+    run["stages"].append({"name": "camera", "key": newer.key})  # as a curation with the newer measure leaves it
+    (data / "run.json").write_text(json.dumps(run))
+    caption_clips(data, Scripted())
+    assert [clip.camera for clip in read_clips(data)] == [None] * 3
+    evidence = read_clips(data)[0].captions[0].camera
+    assert evidence and (evidence.labels, evidence.measure) == ((), f"camera@{newer.key}")
+    caption_clips(data, Own())
+    last = read_clips(data)[0].captions[-1]
+    assert (last.fields["camera"], last.camera) == ("pan up", None)
 
 
 def test_tags_are_what_was_measured_and_a_models_own_are_dropped(data: Path) -> None:

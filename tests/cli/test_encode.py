@@ -8,6 +8,7 @@ import pytest
 import webdataset
 
 from openhunyuan.cli.main import main
+from openhunyuan.curate.clip import ClipCaption
 from openhunyuan.curate.run import write_manifest
 from openhunyuan.latents.shards import ShardDataset
 from tests.latents.test_encode import make_clips
@@ -43,18 +44,20 @@ def test_bad_input_is_one_sentence(
 
 def test_encode_export_and_import(tmp_path: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = make_clips(tmp_path, [5, 20, 3, 5])
+    own = ClipCaption(captioner="truth", text="a", fields={"short": "a", "dense": "a b", "camera": "zoom in"})
+    clips[1] = clips[1].with_caption(own)
     (tmp_path / str(clips[3].path)).write_bytes(b"")
     write_manifest(tmp_path, clips)
     model = ["--model", str(micro_model_folder), "--device", "cpu"]
     buckets = ["--bucket", "5x32x48", "--bucket", "9x32x48", "--fps", "24"]
     assert main(["encode", str(tmp_path), *model, *buckets, "--part", "1/2"]) == 0
-    assert "1 shards are other parts' work" in capsys.readouterr().err
+    assert "1 shard is other parts' work" in capsys.readouterr().err
     assert main(["encode", str(tmp_path), *model, *buckets]) == 0
     said = capsys.readouterr().err
-    assert "1 of 4 clips left out: too short" in said
-    assert f"1 samples left out, to be tried again by the next run:\n  {clips[3].id} cannot be read" in said
-    assert "1 samples show less than half of what their caption and camera label are of; caption windows" in said
-    assert "--window 0.5," in said
+    assert "2 samples in 2 shards" in said
+    assert "1 of 4 clips left out: too short for 5 frames; --bucket may ask for fewer" in said
+    assert f"1 sample left out, to be tried again by the next run:\n  {clips[3].id} cannot be read" in said
+    assert "1 sample without the camera label of the whole caption" in said
     dataset = ShardDataset(tmp_path / "latents")
     assert sorted(shape[1:] for shape in dataset.shapes) == [(2, 4, 6), (3, 4, 6)]
     assert all(sample.logvar is not None for sample in dataset.samples)
@@ -71,5 +74,5 @@ def test_encode_export_and_import(tmp_path: Path, micro_model_folder: Path, caps
     (cache / "json_path/a.json").write_text(json.dumps(about))
     capsys.readouterr()
     assert main(["encode", "import", str(cache), "--output", str(tmp_path / "imported"), *model]) == 0
-    assert "1 latents read, 1 of them repaired" in capsys.readouterr().err
+    assert "1 latent read, 1 of them repaired" in capsys.readouterr().err
     assert ShardDataset(tmp_path / "imported")[0].prompt == "a red circle"

@@ -4,7 +4,9 @@ import errno
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,36 @@ def test_without_processes_the_answers_are_the_same() -> None:
         list(engine.map(work, ["full"]))
     with pytest.raises(UserError, match="0 or more"):
         Processes(-1)
+
+
+def begins(folder: str, number: int) -> None:
+    Path(folder, f"{number}.{os.getpid()}").touch()
+    if not Path(folder, "good").exists():
+        raise UserError("nothing to begin with")
+
+
+def test_processes_begin_with_their_number_and_say_why_they_cannot(tmp_path: Path) -> None:
+    with (
+        Processes(1, begin=partial(begins, str(tmp_path))) as engine,
+        pytest.raises(UserError, match="nothing to begin"),
+    ):
+        list(engine.map(work, ["a"]))
+    (tmp_path / "good").touch()
+    with Processes(1, begin=partial(begins, str(tmp_path))) as engine:
+        assert [r.error is None for r in engine.map(work, ["dies", "a"])] == [True, False]
+    assert len([*tmp_path.glob("0.*")]) == 3  # one that could not, and two that died
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_inputs_may_be_added_when_a_result_has_come(workers: int) -> None:
+    items = deque(["a", "b"])
+    found = []
+    with Processes(workers) as engine:
+        for result in engine.map(work, items):
+            found.append(result.value)
+            if result.item == "a":
+                items.appendleft("c")
+    assert found in (["A", "C", "B"], ["A", "B", "C"])  # a worker may have been given the next one before
 
 
 class Broken(Worker):

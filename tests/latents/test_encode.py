@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import write_video
-from openhunyuan.curate.clip import Clip, ClipCaption, clip_id, to_jsonl
+from openhunyuan.caption.camera import gated_camera
+from openhunyuan.curate.clip import CameraEvidence, CameraLabel, Clip, ClipCaption, clip_id, to_jsonl
 from openhunyuan.latents.buckets import parse_buckets
 from openhunyuan.latents.encode import (
     EncodeReport,
@@ -28,7 +30,6 @@ from openhunyuan.latents.encode import (
     encode_clips,
     frame_numbers,
     frames_at,
-    narrow_samples,
     plan_samples,
     to_pixels,
 )
@@ -271,8 +272,11 @@ def test_a_killed_run_of_several_processes_leaves_none_behind(tmp_path: Path) ->
 def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
     clips = make_clips(tmp_path, [5] * 2)
     encoders = Encoders(die, "m", "m", "m")
-    with pytest.raises(UserError, match="process that encoded died"):
+    with pytest.raises(UserError, match=r"Workers cannot start: 3 died at once \(exit code 9\)"):
         encode_clips(clips, tmp_path, tmp_path / "out", encoders, SIZE, workers=1)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="model is gone"):
+            encode_clips(clips, tmp_path, tmp_path / "out", Encoders(refuse, "m", "m", "m"), SIZE, workers=workers)
 
 
 def load_stand_ins(_number: int) -> Networks:
@@ -281,6 +285,35 @@ def load_stand_ins(_number: int) -> Networks:
 
 def die(_number: int) -> Networks:
     os._exit(9)
+
+
+def refuse(_number: int) -> Networks:
+    raise UserError("The folder of the model is gone.")
+
+
+class Poisoned(MeanVAE):
+    """Dies of the clip that begins with a grey of 50, as a codec may."""
+
+    def encode(self, x: Tensor, tiling: object = None) -> SimpleNamespace:
+        if abs(float(x[:, :, 0].mean() + 1) * 127.5 - 50) < 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(x, tiling)
+
+
+def load_poisoned(folder: Path, number: int) -> Networks:
+    (folder / f"began.{os.getpid()}.{number}").touch()
+    return Networks(Poisoned(), LengthText())
+
+
+@pytest.mark.slow
+def test_a_clip_that_kills_its_process_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    clips, out = make_clips(tmp_path, [5] * 4), tmp_path / "out"
+    encoders = Encoders(partial(load_poisoned, tmp_path), "m", "m", "m")
+    report = encode_clips(clips, tmp_path, out, encoders, SIZE, samples_per_shard=2, workers=1)
+    assert report.failed == ((clips[1].id, "cannot be encoded: the process that read it died twice"),)
+    assert (report.samples, report.encoded, len(ShardDataset(out))) == (3, 3, 3)
+    assert [path.suffix for path in tmp_path.glob("began.*")] == [".0"] * 3  # two died, and the third had their number
+    assert encode(clips, tmp_path, out).encoded == 1
 
 
 class ParentKiller(MeanVAE):
@@ -401,15 +434,71 @@ def test_captions_of_windows_give_a_sample_each(tmp_path: Path) -> None:
     assert torch.allclose(second.latents[0, :, 0, 0].float(), expected, atol=0.03)
 
 
-def test_samples_that_show_little_of_what_their_caption_is_of_are_counted(tmp_path: Path) -> None:
-    clips = make_clips(tmp_path, [24, 10, 11, 22])
-    for window in ((0, 10), (10, 22)):
-        said = ClipCaption(captioner="vision", text="a part", version="1", window=window)
-        clips[3] = clips[3].with_caption(said)
-    samples, _ = plan_samples(clips, [SIZE], None)
-    assert narrow_samples(samples, None) == (3, 5 / 24)  # of 24, of 11, and of the second window's 12 frames
-    assert narrow_samples(samples, 12.0) == (1, 5 / 12)
-    assert narrow_samples(plan_samples(clips, [VideoSize(1, 32, 32)], None)[0], None)[0] == 0
+def turning(clip: Clip, gate: float = 0.9, measure: str = "camera@1", window: tuple[int, int] | None = None) -> Clip:
+    """A clip of six seconds that pans for three and then stands, captioned as `caption` does it."""
+    moves = ["pan left"] * 3 + ["static"] * 3
+    labels = [CameraLabel(first=8 * i, last=8 * i + 8, move=move, confidence=0.97) for i, move in enumerate(moves)]
+    inside = tuple(label for label in labels if window is None or window[0] <= label.first < window[1])
+    camera = gated_camera(inside, *(window or (0, 48)), gate)
+    said = ClipCaption(
+        captioner="measured", text="a b", fields={"short": "a", "dense": "a b", "camera": camera}, version="1",
+        window=window, camera=CameraEvidence(labels=inside, gate=gate, measure=measure),
+    )  # fmt: skip
+    return clip.with_caption(said)
+
+
+def cameras(folder: Path) -> list[str | None]:
+    """The labels of a dataset's samples, which all that is known of them agrees on."""
+    dataset = ShardDataset(folder)
+    found = [dataset.metadata(row) for row in range(len(dataset))]
+    assert all(about["caption"]["camera"] == about["camera"] for about in found)
+    return [about["camera"] for about in found]
+
+
+def test_a_samples_camera_label_is_that_of_its_frames(tmp_path: Path) -> None:
+    (clip,) = make_clips(tmp_path, [48])
+    whole = turning(clip)
+    assert whole.captions[-1].fields["camera"] is None
+    for name, frames, fps, label in (
+        ("start", 5, None, "pan left"),
+        ("slow", 9, 8.0, "pan left"),  # every third frame: the three seconds that pan
+        ("over", 37, None, None),
+        ("most", 45, None, None),
+        ("image", 1, None, None),
+    ):
+        encode([whole], tmp_path, tmp_path / name, sizes=VideoSize(frames, 32, 32), fps=fps)
+        assert cameras(tmp_path / name) == [label], name
+    assert ShardDataset(tmp_path / "start").made["camera"] == ["camera@1 at 0.9, version 1"]
+    windows = turning(turning(clip, window=(0, 24)), window=(24, 48))
+    encode([windows], tmp_path, tmp_path / "windows")
+    assert cameras(tmp_path / "windows") == ["pan left", "static"]
+    (short,) = make_clips(tmp_path, [5])
+    encode([turning(short)], tmp_path, tmp_path / "short")  # all of it is encoded: the label is the caption's
+    assert cameras(tmp_path / "short") == ["pan left"]
+
+
+def test_another_gate_makes_other_texts_and_no_other_moments(tmp_path: Path) -> None:
+    (clip,), out, size = make_clips(tmp_path, [48]), tmp_path / "out", VideoSize(29, 32, 32)
+    encode([turning(clip)], tmp_path, out, sizes=size)
+    before = json.loads((out / INDEX_NAME).read_text())
+    assert cameras(out) == [None]  # 24 of 29 frames at 0.97: 0.80
+    report = encode([turning(clip, gate=0.75)], tmp_path, out, sizes=size)
+    assert (report.encoded, report.written, cameras(out)) == (0, 1, ["pan left"])
+    after = json.loads((out / INDEX_NAME).read_text())
+    assert before["fingerprint"] != after["fingerprint"] and (out / f"index-{before['fingerprint']}.json").is_file()
+    texts = {str(index["buckets"][0]["shards"][0]["texts"]) for index in (before, after)}
+    assert len(texts) == 2
+    with pytest.raises(UserError, match=r"labels 1 are of camera@1 at 0.9, version 1 and 1 of camera@2 at 0.9"):
+        other = turning(clip.model_copy(update={"id": "f" * 32}), measure="camera@2")
+        encode([turning(clip), other], tmp_path, tmp_path / "mixed")
+
+
+def test_a_camera_label_of_which_nothing_is_known_is_left_out_and_counted(tmp_path: Path) -> None:
+    (clip,) = make_clips(tmp_path, [48])
+    own = ClipCaption(captioner="x", text="a", fields={"short": "a", "dense": "a b", "camera": "zoom in"})
+    for size, label in ((VideoSize(5, 32, 32), None), (VideoSize(45, 32, 32), "zoom in")):
+        (sample,), _ = plan_samples([clip.with_caption(own)], [size], None)
+        assert (sample.caption.fields["camera"], sample.unplaced) == (label, label is None)
 
 
 def test_two_versions_of_a_captioner_are_not_mixed(tmp_path: Path) -> None:

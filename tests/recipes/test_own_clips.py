@@ -14,7 +14,7 @@ import torch
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.video import write_video
 from openhunyuan.cli.main import main
-from openhunyuan.curate.clip import Clip, ClipCaption, clip_id
+from openhunyuan.curate.clip import CameraEvidence, CameraLabel, Clip, ClipCaption, clip_id
 from openhunyuan.curate.run import read_clips, write_manifest
 from openhunyuan.latents.plan import CostModel
 from openhunyuan.latents.resample import CYCLE
@@ -94,6 +94,44 @@ def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
     return said[0]
 
 
+def moving(clip: Clip, gate: float) -> Clip:
+    """The clip, its camera measured: it stands for the first two of the five frames that are encoded."""
+    labels = tuple(CameraLabel(first=a, last=b, move=m, confidence=0.95) for a, b, m in MOVES)
+    said = caption("a circle").model_copy(
+        update={"camera": CameraEvidence(labels=labels, gate=gate, measure="camera@1")}
+    )
+    return clip.model_copy(update={"captions": (said,)})
+
+
+MOVES = ((0, 2, "static"), (2, 5, "pan left"))
+
+
+def test_another_gate_makes_latents_stale(
+    data: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(data, lambda clip: moving(clip, 0.9))
+    encode(data, micro_model_folder)
+    (dataset,) = read_latents(data, load_model(str(micro_model_folder)))
+    assert [dataset.metadata(row)["camera"] for row in range(3)] == [None, "static", "static"]
+    for gate, label in ((0.5, "pan left"), (0.55, "pan left")):  # the second changes no label, and is told of
+        rewrite(data, lambda clip, gate=gate: moving(clip, gate))
+        said = refused(capsys, train_lora(data, micro_model_folder))
+        assert "of 3 samples 1 have captions or camera labels that changed; encode again" in said
+        encode(data, micro_model_folder)
+        (dataset,) = read_latents(data, load_model(str(micro_model_folder)))
+        assert dataset.metadata(0)["camera"] == dataset.metadata(0)["caption"]["camera"] == label
+
+
+def test_latents_from_before_labels_were_those_of_the_encoded_frames_are_refused(
+    data: Path, micro_model_folder: Path
+) -> None:
+    rewrite(data, lambda clip: clip.model_copy(update={"captions": (caption("a circle"),)}))  # as it was: "static"
+    encode(data, micro_model_folder)
+    rewrite(data, lambda clip: moving(clip, 0.9))
+    with pytest.raises(UserError, match="1 have captions or camera labels that changed"):
+        read_latents(data, load_model(str(micro_model_folder)))
+
+
 def test_clips_become_latents_and_a_lora_and_other_data_is_not_gone_on_with(
     data: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +167,7 @@ def test_latents_of_clips_that_were_dropped_or_captioned_anew_are_refused(
     clips = read_clips(data)
     rewrite(data, lambda clip: clip.with_caption(caption("a star", version="2")))
     said = refused(capsys, train_lora(data, micro_model_folder))
-    assert "of 3 samples 1 have captions that were written anew; encode again" in said
+    assert "of 3 samples 1 have captions or camera labels that changed; encode again" in said
     assert said.endswith(f"openhunyuan encode {data}.")
     write_manifest(data, [clip.drop("motion", "still") for clip in clips])
     assert "of 3 samples 3 are of clips that are no longer kept" in refused(
@@ -161,7 +199,7 @@ def test_newer_captions_of_another_captioner_are_said_or_refused_where_the_newes
     assert "1 of 3 samples" in caplog.text and "newer ones of another captioner" in caplog.text
     held["provenance"]["captioner"] = None
     index.write_text(json.dumps(held))
-    with pytest.raises(UserError, match="1 have captions that were written anew"):
+    with pytest.raises(UserError, match="1 have captions or camera labels that changed"):
         read_latents(data, model)
     held["provenance"]["captioner"] = "vision"
     index.write_text(json.dumps(held))

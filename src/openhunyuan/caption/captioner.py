@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.caption.camera import CAMERA_GATE, CameraLabel, camera_labels, gated_camera
+from openhunyuan.base.record import read_json
+from openhunyuan.caption.camera import CAMERA_GATE, camera_labels, gated_camera
 from openhunyuan.caption.schema import Caption
 from openhunyuan.caption.tags import caption_tags
-from openhunyuan.curate.clip import Clip, Drop
-from openhunyuan.curate.run import CAPTION, attach_captions, caption_order, read_clips, write_manifest
+from openhunyuan.curate.clip import CameraEvidence, Clip, Drop
+from openhunyuan.curate.run import CAPTION, RUN, attach_captions, caption_order, read_clips, write_manifest
 from openhunyuan.curate.stage import Outcome, Stage
 from openhunyuan.curate.tables import TABLES, Table, all_tables, alone, read_rows
 
@@ -38,7 +39,7 @@ class Item:
     path: Path
     scores: dict[str, float]
     palette: tuple[float, ...] = ()
-    camera: tuple[CameraLabel, ...] = ()
+    camera: CameraEvidence | None = None
     window: tuple[int, int] | None = None
 
     @property
@@ -62,6 +63,9 @@ class Declined(Exception):
 class TryLater(Exception):
     """A failure that is not the clip's: a server that is down or overloaded. Nothing is recorded about the clip."""
 
+
+MEASURE = "measure"
+"""In a row of a measure: the table that it is of, as "camera@0123456789abcdef"."""
 
 GIVE_UP = 5
 """Such failures in a row, after which a run stops."""
@@ -133,9 +137,12 @@ def _caption(
     items: dict[str, Item] = {}
     for clip in kept:
         palette = tuple(palettes.get(clip.id, {}).get("palette") or ())
-        labels = camera_labels(cameras.get(clip.id, {}), clip.first_frame)
-        items[str(clip.sha256)] = Item(clip, data / str(clip.path), dict(clip.scores), palette, labels)
-    _relabel(data, items, camera_gate)
+        camera = None
+        if row := cameras.get(clip.id):
+            labels = camera_labels(row, clip.first_frame)
+            camera = CameraEvidence(labels=labels, gate=camera_gate, measure=row[MEASURE])
+        items[str(clip.sha256)] = Item(clip, data / str(clip.path), dict(clip.scores), palette, camera)
+    _relabel(data, items)
     table = Table(data, captioner, CAPTION)
     waiting: dict[str, Item] = {}
     known = 0
@@ -171,7 +178,7 @@ def _caption(
     if on_progress:
         on_progress(0, len(waiting))
     try:
-        _ask(captioner, list(waiting.items()), parallel, camera_gate, finish)
+        _ask(captioner, list(waiting.items()), parallel, finish)
     finally:
         table.merge()
         clips = attach_captions(data, clips)
@@ -199,13 +206,12 @@ def _ask(
     captioner: Captioner,
     items: list[tuple[str, Item]],
     parallel: int,
-    camera_gate: float,
     finish: Callable[[Outcome, bool], None],
 ) -> None:
     """Ask about every item, a few at a time; answers are handed over one by one, in this thread."""
     if parallel <= 1:
         for key, item in items:
-            finish(*_one(captioner, key, item, camera_gate))
+            finish(*_one(captioner, key, item))
         return
     queue = list(reversed(items))
     with ThreadPoolExecutor(parallel) as pool:
@@ -213,7 +219,7 @@ def _ask(
         try:
             while queue or running:
                 while queue and len(running) < parallel:
-                    running.add(pool.submit(_one, captioner, *queue.pop(), camera_gate))
+                    running.add(pool.submit(_one, captioner, *queue.pop()))
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ready:
                     finish(*future.result())
@@ -222,7 +228,7 @@ def _ask(
                 future.cancel()
 
 
-def _one(captioner: Captioner, key: str, item: Item, camera_gate: float) -> tuple[Outcome, bool]:
+def _one(captioner: Captioner, key: str, item: Item) -> tuple[Outcome, bool]:
     """(what came out, whether to remember it). A clip is captioned if one of its windows is; those that are not have a
     row with the reason."""
     rows: list[dict[str, Any]] = []
@@ -247,36 +253,44 @@ def _one(captioner: Captioner, key: str, item: Item, camera_gate: float) -> tupl
             rows.append({**empty, "text": made.text, "fields": fields})
     if worst is not None and all(row["text"] is None for row in rows):
         return worst, True
-    return Outcome(key, _labelled(rows, item, camera_gate)), True
+    return Outcome(key, _labelled(rows, item)), True
 
 
-def _relabel(data: Path, items: Mapping[str, Item], gate: float) -> None:
+def _relabel(data: Path, items: Mapping[str, Item]) -> None:
     """Bring the camera's move and the tags of all captions there are up to what is measured now."""
     for table in all_tables(data):
         if table.folder.parent.name == CAPTION:
             rows = {key: table.rows()[key] for key in items if key in table.rows()}
-            new = {key: _labelled(found, items[key], gate) for key, found in rows.items()}
+            new = {key: _labelled(found, items[key]) for key, found in rows.items()}
             table.add(Outcome(key, labelled) for key, labelled in new.items() if list(labelled) != rows[key])
             table.merge()
 
 
-def _labelled(rows: Sequence[dict[str, Any]], item: Item, gate: float) -> tuple[dict[str, Any], ...]:
-    """The rows with the tags, and the camera's move as it is labelled now; what there is where there is no label."""
+def _labelled(rows: Sequence[dict[str, Any]], item: Item) -> tuple[dict[str, Any], ...]:
+    """The rows with the tags, and the camera's move as it is labelled now, with what it was decided from (`camera`, as
+    JSON); what there is where nothing was measured."""
     found = []
     for row in rows:
         if row.get("text") is not None:
             fields = {**json.loads(row["fields"]), "tags": caption_tags(item.clip, item.scores)}
-            if item.camera:
+            evidence = item.camera
+            if evidence and (evidence.labels or row.get("camera")):
                 first, last = (0, item.clip.num_frames) if row.get("first") is None else (row["first"], row["last"])
-                fields["camera"] = gated_camera(item.camera, first, last, gate)
+                inside = tuple(label for label in evidence.labels if label.first < last and label.last > first)
+                fields["camera"] = gated_camera(inside, first, last, evidence.gate)
+                row = {**row, "camera": evidence.model_copy(update={"labels": inside}).model_dump_json()}
             row = {**row, "fields": json.dumps(fields, ensure_ascii=False)}
         found.append(row)
     return tuple(found)
 
 
 def _measured(data: Path, stage: str) -> dict[str, dict[str, Any]]:
-    """Clip → its row of a measure, of whichever version there is."""
+    """Clip → its row of a measure: of the version in the plan of the last run, else of whichever there is; `MEASURE`
+    names the table."""
     found: dict[str, dict[str, Any]] = {}
-    for folder in sorted(data.glob(f"{TABLES}/{stage}/*")):
-        found.update({key: rows[0] for key, rows in read_rows(folder).items()})
+    stages = read_json(data / RUN).get("stages", []) if (data / RUN).is_file() else []
+    planned = {about["key"] for about in stages}
+    for folder in sorted(data.glob(f"{TABLES}/{stage}/*"), key=lambda folder: (folder.name in planned, folder.name)):
+        name = {MEASURE: f"{stage}@{folder.name}"}
+        found.update({key: rows[0] | name for key, rows in read_rows(folder).items()})
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -127,7 +126,7 @@ def run(args: Sequence[str]) -> int:
     check_folder(output)
 
     from openhunyuan.latents.buckets import parse_buckets
-    from openhunyuan.latents.encode import encode_clips, narrow_samples, plan_samples
+    from openhunyuan.latents.encode import encode_clips, plan_samples
     from openhunyuan.models.load import load_model
     from openhunyuan.models.zoo import check_model
 
@@ -140,14 +139,12 @@ def run(args: Sequence[str]) -> int:
     sizes = asked or (_size(options, model),)
     fps = options.fps or model.spec.defaults.fps
     out = console(stderr=True)
-    narrow, seconds = narrow_samples(plan_samples(captioned, sizes, fps, options.captioner)[0], fps)
-    if narrow:
-        # Windows are at least three quarters as long as is asked for, and have to hold a sample.
-        window = math.ceil(seconds / 0.75 * 10) / 10
+    unplaced = sum(sample.unplaced for sample in plan_samples(captioned, sizes, fps, options.captioner)[0])
+    if unplaced:
         out.print(
-            f"{narrow} samples show less than half of what their caption and camera label are of; caption windows "
-            f"(openhunyuan caption {options.data} --window {window:g}, with a captioner that sees frames) or encode "
-            "longer samples (--bucket).",
+            f"{count(unplaced, 'sample')} without the camera label of the whole caption, since it is not known what "
+            f"that was decided from; openhunyuan caption {options.data}, with the options of before, adds what was "
+            "measured.",
             markup=False,
             soft_wrap=True,
         )
@@ -165,22 +162,30 @@ def run(args: Sequence[str]) -> int:
             part=part,
             on_sample=lambda done, total: show("latents", done, total),
         )
-    out.print(f"{report.samples} samples in {report.written + report.skipped + report.missing} shards, ", end="")
-    out.print(f"{report.written} written now")
+    shards = count(report.written + report.skipped + report.missing, "shard")
+    out.print(f"{count(report.samples, 'sample')} in {shards}, {report.written} written now")
     short = len(report.left_out) - len(report.failed)
-    for count, why in ((short, "too short"), (len(kept) - len(captioned), "without a caption")):
-        if count:
-            out.print(f"{count} of {len(kept)} clips left out: {why}")
+    shortest = min(size.num_frames for size in sizes)
+    too_short = f"too short for {count(shortest, 'frame')}; {'--bucket' if asked else '--num-frames'} may ask for fewer"
+    for number, why in ((short, too_short), (len(kept) - len(captioned), "without a caption")):
+        if number:
+            out.print(f"{number} of {count(len(kept), 'clip')} left out: {why}", soft_wrap=True)
     if report.failed:
-        out.print(f"{len(report.failed)} samples left out, to be tried again by the next run:")
+        out.print(f"{count(len(report.failed), 'sample')} left out, to be tried again by the next run:")
     for name, why in report.failed[:10]:
         out.print(f"  {name} {why}", markup=False, soft_wrap=True)
     if len(report.failed) > 10:
         out.print(f"  and {len(report.failed) - 10} more in the index")
     if report.missing:
-        out.print(f"{report.missing} shards are other parts' work; the index appears with the last")
+        are = "is" if report.missing == 1 else "are"
+        out.print(f"{count(report.missing, 'shard')} {are} other parts' work; the index appears with the last")
     print(output)
     return 0
+
+
+def count(number: int, what: str) -> str:
+    """As "1 sample" and "2 samples"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -250,7 +255,8 @@ def _export(options: ExportOptions) -> int:
             clips=latents.parent if options.clips else None,
             on_sample=lambda done, total: show("samples", done, total),
         )
-    console(stderr=True).print(f"{report.samples} samples in {report.tars} tar files, {report.written} written now")
+    said = f"{count(report.samples, 'sample')} in {count(report.tars, 'tar file')}, {report.written} written now"
+    console(stderr=True).print(said)
     print(options.output)
     return 0
 
@@ -281,7 +287,7 @@ def _import(options: ImportOptions) -> int:
             lambda done, total: show("latents", done, total),
         )
     out = console(stderr=True)
-    out.print(f"{report.samples} latents read, {len(report.repaired)} of them repaired")
+    out.print(f"{count(report.samples, 'latent')} read, {len(report.repaired)} of them repaired")
     for said in report.problems[:10]:
         out.print(f"  {said}", markup=False)
     if len(report.problems) > 10:

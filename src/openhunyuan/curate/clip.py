@@ -40,16 +40,36 @@ class Decision(Record):
     passed: bool
 
 
+class CameraLabel(Record):
+    """What a classifier says of the frames [first, last) of a clip's file: a move, and how sure it is (0 to 1)."""
+
+    first: int
+    last: int
+    move: str
+    confidence: float
+
+
+class CameraEvidence(Record):
+    """What the camera label of any frames of a caption is decided from: what was measured, second by second; the gate,
+    the confidence that a label needs; and the table of the measure that said so, as "camera@0123456789abcdef"."""
+
+    labels: tuple[CameraLabel, ...]
+    gate: float
+    measure: str
+
+
 class ClipCaption(Record):
     """One caption of a clip. `captioner` names what wrote it ("truth", a model name) and `version` is its key (empty:
     unknown); `text` is the plain prompt; `fields` the structured caption as JSON (the seven fields of report section
-    3.2), where there is one. `window`: the frames [first, last) of the clip's file that it is about; None: all."""
+    3.2), where there is one. `window`: the frames [first, last) of the clip's file that it is about; None: all.
+    `camera`: what its camera label was decided from; None: nothing that was measured."""
 
     captioner: str
     text: str
     fields: dict[str, JsonValue] = Field(default_factory=dict)
     version: str = ""
     window: tuple[int, int] | None = None
+    camera: CameraEvidence | None = None
 
     @property
     def signature(self) -> str:

@@ -70,7 +70,8 @@ class Worker(ABC):
 
     @abstractmethod
     def receive(self) -> Answer | None:
-        """What a worker that is ready has to say: its answer, None for having started (itself, or an input).
+        """What a worker that is ready has to say: its answer, None for having started (itself, or an input). An answer
+        of one that is starting says why it cannot.
 
         Raises Died.
         """
@@ -123,18 +124,20 @@ class Engine(ABC):
     ) -> Iterator[Result]:
         """One result an input, as they are finished.
 
-        function: importable (it is sent to other processes), and so are its argument and its result.
+        function: importable (it is sent to other processes), and so are its argument and its result. items: a deque is
+        worked off itself, and may be added to whenever a result has come.
         Raises OSError when the disk is full (no input is to blame), UserError when no worker can start.
         """
-        waiting = deque((item, 1) for item in items)
+        items = items if isinstance(items, deque) else deque(items)
+        again: deque[Any] = deque()
         resources = resources or Resources()
         if resources != self._resources:
             Engine.close(self)
             self._resources = resources
         deaths = 0
         try:
-            while waiting or self._in("busy"):
-                self._hand_out(function, waiting)
+            while items or again or self._in("busy"):
+                self._hand_out(function, items, again)
                 for worker in self.ready(self._in("starting", "busy"), _POLL):
                     began = worker.state == "busy"
                     try:
@@ -146,7 +149,7 @@ class Engine(ABC):
                         if deaths == _MANY_DEATHS:
                             raise UserError(f"Workers cannot start: {deaths} died at once ({death}).") from None
                         if began and worker.tries < _TRIES:
-                            waiting.append((worker.item, worker.tries + 1))
+                            again.append(worker.item)
                         elif began:
                             yield Result(worker.item, error="the process that read it died twice")
                         continue
@@ -156,7 +159,10 @@ class Engine(ABC):
                         continue
                     worker.state = "idle"
                     if answer is not None:
-                        yield _unpack(worker.item, answer)
+                        result = _unpack(worker.item, answer)
+                        if not began:
+                            raise UserError(str(result.error))
+                        yield result
                 for worker in self._in("busy"):
                     if time.monotonic() - worker.since > self.timeout:
                         self._drop(worker)
@@ -165,14 +171,17 @@ class Engine(ABC):
             for worker in self._in("busy"):
                 self._drop(worker)
 
-    def _hand_out(self, function: Callable[[Any], Any], waiting: deque[tuple[Any, int]]) -> None:
-        """As many workers as there is work for, and an input for each that is idle."""
-        wanted = min(max(1, self.size // self._resources.cpus), len(waiting) + len(self._in("busy")))
+    def _hand_out(self, function: Callable[[Any], Any], items: deque[Any], again: deque[Any]) -> None:
+        """As many workers as there is work for, and an input for each that is idle; those that are tried again last."""
+        waiting = len(items) + len(again) + len(self._in("busy"))
+        wanted = min(max(1, self.size // self._resources.cpus), waiting)
         while len(self._workers) < wanted:
             self._workers.append(self.start(self._resources))
         for worker in self._in("idle"):
-            if waiting:
-                worker.give(function, *waiting.popleft())
+            if items:
+                worker.give(function, items.popleft(), 1)
+            elif again:
+                worker.give(function, again.popleft(), _TRIES)
 
     def _in(self, *states: str) -> list[Worker]:
         return [worker for worker in self._workers if worker.state in states]
@@ -184,7 +193,15 @@ class Engine(ABC):
 
 class Processes(Engine):
     """Processes of one thread on this machine; 0 of them: everything is called here. They are given no GPU to
-    themselves: stages that want one share them all."""
+    themselves: stages that want one share them all.
+
+    begin: called in every process before it is given an input, with the process's number (0, 1, …; one that takes the
+    place of another has its number). That it dies or fails is no input's fault.
+    """
+
+    def __init__(self, workers: int, timeout: float = 3600.0, begin: Callable[[int], object] | None = None) -> None:
+        super().__init__(workers, timeout)
+        self.begin = begin
 
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any], resources: Resources | None = None
@@ -193,11 +210,14 @@ class Processes(Engine):
         if self.size:
             yield from super().map(function, items, resources)
             return
-        for item in items:
+        items = items if isinstance(items, deque) else deque(items)
+        while items:
+            item = items.popleft()
             yield _unpack(item, call(function, item))
 
     def start(self, resources: Resources) -> Worker:
-        return _Process()
+        taken = {worker.number for worker in self._workers if isinstance(worker, _Process)}
+        return _Process(min({*range(self.size)} - taken), self.begin)
 
     def ready(self, workers: Sequence[Worker], seconds: float) -> list[Worker]:
         found = set(wait([w.pipe for w in workers if isinstance(w, _Process)], timeout=seconds))
@@ -207,11 +227,12 @@ class Processes(Engine):
 class _Process(Worker):
     """A process with a pipe of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int, begin: Callable[[int], object] | None) -> None:
         super().__init__()
+        self.number = number
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other,), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, number, begin), daemon=True)
         self.process.start()
         other.close()
 
@@ -267,12 +288,13 @@ def one_thread() -> None:
         cv2.setNumThreads(1)
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, number: int, begin: Callable[[int], object] | None) -> None:
     """The life of a worker: until the other end of the pipe is gone."""
     one_thread()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
-        pipe.send(None)
+        _, error, disk = call(begin, number) if begin else (None, None, None)
+        pipe.send((None, error, disk) if error or disk else None)
         while True:
             function, item = pipe.recv()
             pipe.send(None)

@@ -39,7 +39,7 @@ import numpy as np
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.analyse import AnalyseJob, analyse, clip_works
-from openhunyuan.curate.clip import Clip, ClipCaption, file_sha256, read_manifest, to_jsonl
+from openhunyuan.curate.clip import CameraEvidence, Clip, ClipCaption, file_sha256, read_manifest, to_jsonl
 from openhunyuan.curate.concepts import Concepts
 from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
 from openhunyuan.curate.decide import DUPLICATE, MEASURED, Crop, Filter, Rows, better_copies, decide, with_concepts
@@ -580,9 +580,11 @@ def attach_captions(data: Path, clips: Sequence[Clip]) -> list[Clip]:
                 fields = json.loads(row["fields"])
                 # A row with a window is about these frames of the clip; its camera is not the whole clip's.
                 window = None if row.get("first") is None else (row["first"], row["last"])
+                evidence = CameraEvidence(**json.loads(row["camera"])) if row.get("camera") else None
                 caption = ClipCaption(
-                    captioner=row["captioner"], text=row["text"], fields=fields, version=version, window=window
-                )
+                    captioner=row["captioner"], text=row["text"], fields=fields, version=version, window=window,
+                    camera=evidence,
+                )  # fmt: skip
                 captions.setdefault(row["key"], []).append(caption)
                 if fields.get("camera") and window is None:
                     cameras[row["key"]] = fields["camera"]

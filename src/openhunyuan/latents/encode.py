@@ -13,14 +13,10 @@ holds the others, and a run that is started again tries it again.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +27,9 @@ from torch import Tensor
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.sizes import VideoSize
 from openhunyuan.base.video import iter_video
+from openhunyuan.caption.camera import caption_of_frames, gate_of
 from openhunyuan.curate.clip import Clip, ClipCaption
+from openhunyuan.curate.engine import Processes
 from openhunyuan.latents import store
 from openhunyuan.latents.buckets import choose_bucket, describe
 from openhunyuan.latents.captions import CAPTION, PromptEncoder
@@ -39,6 +37,8 @@ from openhunyuan.latents.captions import CAPTION, PromptEncoder
 PREPROCESSING = 1
 """Raised when the same clip would give other pixels than before."""
 TEXTS_AT_ONCE = 16
+GATES = "camera"
+"""In what a dataset was made with: the gates of its camera labels, which are those of the encoded frames."""
 FILE_BYTES = 2**29
 """Moments in one file, at most; a file is put together in memory. Counted with the released VAE's 16 channels."""
 
@@ -117,12 +117,14 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to be: a span of a clip, its caption, its size."""
+    """One sample to be: a span of a clip, the caption of these frames, its size. unplaced: the caption that it was made
+    from names a camera move, and nothing says whether these frames have it; so theirs names none."""
 
     clip: Clip
     caption: ClipCaption
     first: int
     size: VideoSize
+    unplaced: bool = False
 
     @property
     def name(self) -> str:
@@ -154,7 +156,7 @@ def encode_clips(
     precision) are left out and named in the report and in the index.
 
     Raises:
-        UserError: no clip can be encoded; captions of two versions of one captioner.
+        UserError: no clip can be encoded; captions of two versions of one captioner, or camera labels of two gates.
         OSError: the disk is full.
     """
     folder, output = Path(folder), Path(output)
@@ -165,8 +167,8 @@ def encode_clips(
         shortest = min(size.num_frames for size in sizes)
         rate = f" and {fps:g} frames a second" if fps else ""
         raise UserError(
-            f"None of the {len(clips)} clips can be encoded at {shortest} frames{rate}{reason}; longer clips, a bucket "
-            "of fewer frames or more frames a second let them in."
+            f"None of the {len(clips)} clips can be encoded at {shortest} frames{rate}{reason}; longer clips, fewer "
+            "frames (--num-frames or --bucket) or more frames a second (--fps) let them in."
         )
     check_one_version(samples)
     made = made_with(encoders, fps)
@@ -195,6 +197,8 @@ def encode_clips(
     if not missing:
         captions = Counter(sample.caption.signature for shard in whole for sample in shard.samples)
         made |= {"captions": sorted(captions), "buckets": sorted(str(size) for size in sizes)}
+        gates = {gate for shard in whole for sample in shard.samples if (gate := gate_of(sample.caption))}
+        made |= {GATES: sorted(gates)} if gates else {}
         files = [(shard.bucket, len(shard.samples), shard.files()) for shard in whole]
         index = make_index(files, made, dict(captions), {"model": encoders.model, "fps": fps, "captioner": captioner})
         index["left_out"] = [list(item) for item in left_out]
@@ -232,7 +236,9 @@ def plan_samples(
             available = frames_at(clip, fps, first, min(last, clip.num_frames))
             size = choose_bucket(sizes, available, clip.height, clip.width)
             if size:
-                samples.append(Sample(clip, caption, first, size))
+                shown = shown_caption(clip, caption, fps, first, size.num_frames)
+                unplaced = shown is not caption and caption.camera is None
+                samples.append(Sample(clip, shown, first, size, unplaced))
             else:
                 needed = min(size.num_frames for size in sizes)
                 name = f"{clip.id}@{first}" if first else clip.id
@@ -241,7 +247,14 @@ def plan_samples(
 
 
 def check_one_version(samples: Sequence[Sample]) -> None:
-    """Raise UserError when captions of two versions of one captioner would be mixed."""
+    """Raise UserError when captions of two versions of one captioner would be mixed, or camera labels of two gates."""
+    gates = Counter(gate for sample in samples if (gate := gate_of(sample.caption))).most_common(2)
+    if len(gates) > 1:
+        (a, n), (b, m) = gates
+        raise UserError(
+            f"Of the samples' camera labels {n} are of {a} and {m} of {b}; "
+            "bring them to one gate with openhunyuan caption and the options of before, which asks nothing again."
+        )
     found: dict[str, dict[str, int]] = {}
     for sample in samples:
         versions = found.setdefault(sample.caption.captioner, {})
@@ -255,16 +268,10 @@ def check_one_version(samples: Sequence[Sample]) -> None:
             )
 
 
-def narrow_samples(samples: Sequence[Sample], fps: float | None) -> tuple[int, float]:
-    """(how many videos show less than half of the frames that their caption is of, seconds of the longest of them)."""
-    found = []
-    for sample in samples:
-        clip, step = sample.clip, 1.0 if fps is None else sample.clip.fps / fps
-        first, last = sample.caption.window or (0, clip.num_frames)
-        shown = sample.size.num_frames * step
-        if not sample.size.is_image and shown < (last - first) / 2:
-            found.append(shown / clip.fps)
-    return len(found), max(found, default=0.0)
+def shown_caption(clip: Clip, caption: ClipCaption, fps: float | None, first: int, num_frames: int) -> ClipCaption:
+    """The caption as it is true of the sample that begins with frame `first` and has so many frames at `fps`."""
+    last = frame_numbers(clip, num_frames, fps, first)[-1] + 1
+    return caption_of_frames(caption, clip.num_frames, first, last)
 
 
 def made_with(encoders: Encoders, fps: float | None) -> dict[str, Any]:
@@ -362,7 +369,7 @@ def _moments_key(sample: Sample, made: dict[str, Any]) -> str:
 
 def _text_key(sample: Sample, made: dict[str, Any]) -> str:
     caption = sample.caption
-    said = [caption.text, caption.fields, caption.signature, sample.clip.camera]
+    said = [caption.text, caption.fields, caption.signature, caption.fields.get("camera")]
     return store.key_of([sample.name, said, sample.size.is_image, made["text_encoders"]])
 
 
@@ -420,19 +427,36 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True)
 class _Piece:
-    """Samples of one shard that one process encodes and writes at once, as a part. rows: their numbers there."""
+    """Samples of one shard that one process encodes and writes at once, as a part. of: the shard's number; rows: theirs
+    in it."""
 
+    of: int
     kind: str
     bucket: VideoSize
     rows: tuple[int, ...]
     samples: tuple[Sample, ...]
     keys: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"the {self.kind} of {', '.join(sample.name for sample in self.samples)}"
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A shard whose files one process puts together from samples that lie in others. of: its number; failed: sample →
+    why it could not be encoded."""
+
+    of: int
+    shard: Shard
+    places: dict[str, store.Place]
+    failed: dict[str, str]
+
 
 @dataclass
 class _Open:
     """A shard in the making: where its samples lie by their keys, sample → why it failed, row → pieces to come."""
 
+    number: int
     shard: Shard
     places: dict[str, store.Place]
     failed: dict[str, str] = field(default_factory=dict)
@@ -453,7 +477,10 @@ class _Open:
         self.lacking.update(rows)
         keys = self.shard.keys(kind)
         samples = tuple(self.shard.samples[i] for i in rows)
-        return _Piece(kind, self.shard.bucket, tuple(rows), samples, tuple(keys[i] for i in rows))
+        return _Piece(self.number, kind, self.shard.bucket, tuple(rows), samples, tuple(keys[i] for i in rows))
+
+    def whole(self) -> _Whole:
+        return _Whole(self.number, self.shard, self.places, self.failed)
 
 
 def _run(jobs: Sequence[Shard], job: _Job, workers: int) -> Iterator[_Step]:
@@ -461,39 +488,34 @@ def _run(jobs: Sequence[Shard], job: _Job, workers: int) -> Iterator[_Step]:
     if not jobs:
         return
     known = {kind: store.find_samples(job.output, kind) for kind in (store.MOMENTS, store.TEXTS)}
-    opened = [_Open(shard, _known(shard, known)) for shard in jobs]
-    queue = deque((one, piece) for one in opened for piece in one.pieces())
-    ready = deque(one for one in opened if not one.lacking)
+    opened = [_Open(number, shard, _known(shard, known)) for number, shard in enumerate(jobs)]
+    pieces = [piece for one in opened for piece in one.pieces()]
+    queue = deque[_Piece | _Whole]([*(one.whole() for one in opened if not one.lacking), *pieces])
     done = sum(len(one.shard.samples) - len(one.lacking) for one in opened)
     if done:
         yield _Step(done)
-    running: dict[Future[Any], tuple[_Open, _Piece | None]] = {}
-    pool = _processes(job, min(workers, len(queue) + len(ready))) if workers else _Here(job)
-    with pool:
-        try:
-            while queue or ready or running:
-                while (queue or ready) and len(running) < 2 * max(workers, 1):
-                    if ready:
-                        one = ready.popleft()
-                        running[pool.submit(_finish_there, one.shard, one.places, one.failed)] = one, None
-                    else:
-                        one, piece = queue.popleft()
-                        running[pool.submit(_encode_there, piece)] = one, piece
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    one, piece = running.pop(future)
-                    if piece is None:
-                        yield _Step(files=int(future.result()))
-                        continue
-                    yield _taken(one, piece, *future.result())
-                    if not one.lacking:
-                        ready.append(one)
-        except BrokenProcessPool:
-            raise UserError(
-                "A process that encoded died, out of memory perhaps; what it finished is kept. "
-                "Start again, with fewer workers or smaller samples."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    begin = partial(_begin, job, bool(pieces), workers > 0)
+    if not workers:
+        begin(0)
+    try:
+        with Processes(min(workers, len(queue)), math.inf, begin) as engine:
+            for result in engine.map(_work, queue):
+                item, one = result.item, opened[result.item.of]
+                if isinstance(item, _Whole):
+                    if result.error:
+                        raise UserError(
+                            f"The files of {item.shard.bucket} could not be put together ({result.error}); what was "
+                            "encoded is kept. Start again, with fewer workers where memory is short."
+                        )
+                    yield _Step(files=int(result.value))
+                    continue
+                why = f"cannot be encoded: {result.error}"
+                places, failed = result.value or ({}, {sample.name: why for sample in item.samples})
+                yield _taken(one, item, places, failed)
+                if not one.lacking:
+                    queue.appendleft(one.whole())
+    finally:
+        _LOADED.clear()
 
 
 def _taken(one: _Open, piece: _Piece, places: dict[str, store.Place], failed: dict[str, str]) -> _Step:
@@ -507,29 +529,6 @@ def _taken(one: _Open, piece: _Piece, places: dict[str, store.Place], failed: di
     return _Step(len(done), len(places) if piece.kind == store.MOMENTS else 0)
 
 
-class _Here(Executor):
-    """Does in this process, at once, what it is given."""
-
-    def __init__(self, job: _Job) -> None:
-        _LOADED.update(job=job, networks=lazily(lambda: job.encoders.load(0)))
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        _LOADED.clear()
-
-
-def _processes(job: _Job, workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    numbers: Any = context.Queue()
-    for number in range(workers):
-        numbers.put(number)
-    return ProcessPoolExecutor(workers, context, _begin, (job, numbers))
-
-
 def _known(shard: Shard, known: dict[str, dict[str, store.Place]]) -> dict[str, store.Place]:
     """Of all samples that were ever encoded, those of a shard."""
     found = {key: known[store.MOMENTS].get(key) for key in shard.moment_keys}
@@ -541,31 +540,22 @@ _LOADED: dict[str, Any] = {}
 """Where work is done: the job, and the networks, loaded once."""
 
 
-def _begin(job: _Job, numbers: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    number = numbers.get()
-    _LOADED.update(job=job, networks=lazily(lambda: job.encoders.load(number)))
+def _begin(job: _Job, load: bool, several: bool, number: int) -> None:
+    """Make this process ready for work. load: there is something to encode, not only to copy. several: this
+    process, with this number, is one of several."""
+    if several:
+        torch.set_num_threads(1)
+    _LOADED.update(job=job, networks=job.encoders.load(number) if load else None)
 
 
-def _end_with_parent() -> None:
-    # A worker whose run was killed would wait for work for ever, with the model in memory.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode_there(piece: _Piece) -> tuple[dict[str, store.Place], dict[str, str]]:
-    return _encode(piece, _LOADED["job"], _LOADED["networks"])
-
-
-def _finish_there(shard: Shard, places: dict[str, store.Place], failed: dict[str, str]) -> bool:
-    return _finish(shard, places, failed, _LOADED["job"])
+def _work(item: _Piece | _Whole) -> Any:
+    if isinstance(item, _Whole):
+        return _finish(item.shard, item.places, item.failed, _LOADED["job"])
+    return _encode(item, _LOADED["job"], _LOADED["networks"])
 
 
 def lazily(load: Callable[[], Any]) -> Callable[[], Any]:
-    """The same, called once; networks are not loaded for shards that are copied."""
+    """The same, called once, when it is needed."""
     held: list[Any] = []
 
     def get() -> Any:
@@ -576,9 +566,7 @@ def lazily(load: Callable[[], Any]) -> Callable[[], Any]:
     return get
 
 
-def _encode(
-    piece: _Piece, job: _Job, networks: Callable[[], Networks]
-) -> tuple[dict[str, store.Place], dict[str, str]]:
+def _encode(piece: _Piece, job: _Job, networks: Networks) -> tuple[dict[str, store.Place], dict[str, str]]:
     """Write the part of a piece: (key → where the sample lies, sample → why it could not be encoded)."""
     encode = _encode_moments if piece.kind == store.MOMENTS else _encode_texts
     encoded = encode(piece.samples, job, networks)
@@ -639,32 +627,28 @@ def _about_moments(sample: Sample, job: _Job) -> dict[str, Any]:
 
 
 def _about_text(sample: Sample) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"camera": sample.clip.camera, "captioner": sample.caption.signature}
+    metadata: dict[str, Any] = {"camera": sample.caption.fields.get("camera"), "captioner": sample.caption.signature}
     if sample.caption.fields:
         metadata[CAPTION] = sample.caption.fields  # other texts can be assembled from it when batches are made
     return {"sample": sample.name, "clip": sample.clip.id, "prompt": sample.caption.text, "metadata": metadata}
 
 
-def _encode_moments(
-    samples: Sequence[Sample], job: _Job, networks: Callable[[], Networks]
-) -> list[dict[str, Tensor] | str]:
+def _encode_moments(samples: Sequence[Sample], job: _Job, networks: Networks) -> list[dict[str, Tensor] | str]:
     found: list[dict[str, Tensor] | str] = []
     for sample in samples:
         frames = _frames(sample, job)
         if isinstance(frames, str):
             found.append(frames)
         else:
-            mean, logvar = _moments(frames, sample.size, job, networks())
+            mean, logvar = _moments(frames, sample.size, job, networks)
             found.append(_finite({"mean": mean, "logvar": logvar}))
     return found
 
 
-def _encode_texts(
-    samples: Sequence[Sample], job: _Job, networks: Callable[[], Networks]
-) -> list[dict[str, Tensor] | str]:
+def _encode_texts(samples: Sequence[Sample], job: _Job, networks: Networks) -> list[dict[str, Tensor] | str]:
     tensors: dict[str, Tensor] = {}
     kind = "image" if samples[0].size.is_image else "video"
-    encode_texts(networks().text, [sample.caption.text for sample in samples], range(len(samples)), kind, tensors)
+    encode_texts(networks.text, [sample.caption.text for sample in samples], range(len(samples)), kind, tensors)
     return [
         _finite({name: tensors[f"{name}/{row:06d}"] for name in ("states", "pooled")}) for row in range(len(samples))
     ]

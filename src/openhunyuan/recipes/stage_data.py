@@ -12,11 +12,14 @@ from typing import Any
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.log import get_logger
 from openhunyuan.base.record import read_json
+from openhunyuan.base.sizes import LatentSize
+from openhunyuan.caption.camera import gate_of
 from openhunyuan.caption.schema import Caption
 from openhunyuan.curate.clip import Clip
 from openhunyuan.curate.run import MANIFEST, read_clips
 from openhunyuan.latents import store
 from openhunyuan.latents.captions import CAPTION
+from openhunyuan.latents.encode import GATES, shown_caption
 from openhunyuan.latents.shards import FORMAT, INDEX_NAME, LatentDraws, ShardDataset
 from openhunyuan.models.load import LoadedModel
 from openhunyuan.recipes.lineage import RUN
@@ -131,24 +134,27 @@ def _clips_beside(dataset: ShardDataset) -> dict[str, Clip] | None:
 def _check_fresh(dataset: ShardDataset, clips: dict[str, Clip]) -> None:
     """Raise UserError where the curation folder that holds a dataset has dropped clips or changed captions since.
 
-    Captions are compared with what encoding would take now: those of the captioner that was asked for; where the index
+    Captions are compared with what encoding would take now, each with the camera label of the sample's frames: those of
+    the captioner that was asked for; where the index
     does not say (``captioner``), those of the captioner that wrote them, and newer ones of another are said in the log.
     """
     home, made = _home(dataset), dataset.index.get("provenance") or {}
+    gates = dataset.made.get(GATES)
     gone = changed = older = 0
     for number in range(len(dataset)):
         about = dataset.metadata(number)
         clip, written_by = clips.get(about.get("clip", "")), about.get("captioner", "")
         held = (about.get("first_frame", 0), written_by, dataset.prompt(number), about.get(CAPTION) or {})
+        shown = LatentSize(*dataset.shapes[number][1:]).video.num_frames, about.get("fps")
         if clip is None:
             gone += 1
-        elif held not in _captions(clip, made.get("captioner", written_by.partition("@")[0])):
+        elif held not in _captions(clip, made.get("captioner", written_by.partition("@")[0]), *shown, gates):
             changed += 1
-        elif held not in _captions(clip, None):
+        elif held not in _captions(clip, None, *shown, gates):
             older += 1
     if gone or changed:
         why = [f"{gone} are of clips that are no longer kept"] * bool(gone)
-        why += [f"{changed} have captions that were written anew"] * bool(changed)
+        why += [f"{changed} have captions or camera labels that changed"] * bool(changed)
         raise UserError(
             f"The latents of {dataset.path} are older than the {MANIFEST} beside them: of {len(dataset)} samples "
             f"{' and '.join(why)}; encode again, with the options of before: openhunyuan encode {home}."
@@ -160,10 +166,18 @@ def _check_fresh(dataset: ShardDataset, clips: dict[str, Clip]) -> None:
         )  # fmt: skip
 
 
-def _captions(clip: Clip, captioner: str | None) -> list[tuple[int, str, str, dict[str, Any]]]:
-    """First frame, captioner, text and fields of the captions that encoding takes."""
-    found = clip.captions_of(captioner)
-    return [(c.window[0] if c.window else 0, c.signature, c.text, dict(c.fields)) for c in found]
+def _captions(
+    clip: Clip, captioner: str | None, num_frames: int, fps: float | None, gates: list[str] | None
+) -> list[tuple[int, str, str, dict[str, Any]]]:
+    """First frame, captioner, text and fields of the captions that encoding takes for samples of so many frames. gates:
+    of the camera labels, where the dataset says them; captions of others are left out."""
+    found = []
+    for caption in clip.captions_of(captioner):
+        first, gate = caption.window[0] if caption.window else 0, gate_of(caption)
+        if first < clip.num_frames and (gates is None or gate is None or gate in gates):
+            shown = shown_caption(clip, caption, fps, first, num_frames)
+            found.append((first, shown.signature, shown.text, dict(shown.fields)))
+    return found
 
 
 def latent_draws(datasets: Sequence[ShardDataset], seed: int) -> LatentDraws:

@@ -30,6 +30,17 @@ def test_equal_seconds_are_merged_and_pieces_cover_the_clip() -> None:
     assert all(0.95 < piece.confidence < 0.97 for piece in found)
 
 
+def test_seconds_that_are_not_merged_have_a_confidence_of_their_own() -> None:
+    states = np.concatenate([certain(*["still"] * 6), certain(*["still"] * 4, share=0.6)])
+    found = pieces(states, seconds=1 / 12, step=2, num_frames=81, classifier=PLAIN, merge=False)
+    assert [(piece.first, piece.last, piece.label) for piece in found] == [
+        (0, 24, "static"),
+        (24, 48, "static"),
+        (48, 81, "static"),
+    ]
+    assert found[0].confidence > 0.95 and found[2].confidence < 0.7
+
+
 def test_what_is_no_move_is_called_none_and_unseen_seconds_have_no_confidence() -> None:
     found = pieces(certain(*["roll left"] * 3), 1 / 12, 2, 24, PLAIN)
     assert [piece.label for piece in found] == ["none"]

@@ -67,9 +67,22 @@ def test_a_long_clip_is_labelled_piece_by_piece_as_captions_read_it(tmp_path: Pa
     assert gated_camera(labels, 0, 192, gate=0.9) is None  # no one move is the whole clip's
 
 
+def test_captions_of_parts_of_a_clip_have_the_moves_of_these_parts(tmp_path: Path) -> None:
+    turn, stand = seen("turn", 72), seen("stand", 72)
+    row = row_of(np.concatenate([turn, stand]), tmp_path)
+    seconds = [(second["first"], second["last"]) for second in row["seconds"]]
+    assert seconds == [(24 * i, 24 * i + 24) for i in range(6)]
+    labels = camera_labels(row)
+    spans = [(0, 144), (0, 49), (95, 144), (48, 97)]
+    assert [gated_camera(labels, *span) for span in spans] == [None, "tilt right", "static", None]
+    (tmp_path / "short").mkdir()
+    short = row_of(turn[:49], tmp_path / "short")
+    assert gated_camera(camera_labels(short), 0, 49) == short["move"][0] == "tilt right"
+
+
 def test_a_picture_without_anything_to_follow_has_no_label(tmp_path: Path) -> None:
     row = row_of(np.full((49, HEIGHT, WIDTH, 3), 90, np.uint8), tmp_path)
-    assert row["move"] == [] and row["still"] is None
+    assert row["move"] == row["seconds"] == [] and row["still"] is None
     assert camera_labels(row) == ()
 
 

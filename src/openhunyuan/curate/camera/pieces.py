@@ -44,10 +44,13 @@ def state_probabilities(tracks: Tracks, classifier: Classifier) -> np.ndarray:
     return total / np.maximum(weights, 1e-9)
 
 
-def pieces(states: np.ndarray, seconds: float, step: int, num_frames: int, classifier: Classifier) -> list[Piece]:
+def pieces(
+    states: np.ndarray, seconds: float, step: int, num_frames: int, classifier: Classifier, merge: bool = True
+) -> list[Piece]:
     """Pieces of a clip, without gaps, from the probabilities of its segments [K, states].
 
-    seconds: from one frame that was looked at to the next. step: the clip's frames from one to the next.
+    seconds: from one frame that was looked at to the next. step: the clip's frames from one to the next. merge:
+    neighbours of one label become one piece; else every second is a piece, the last one up to half a second longer.
     """
     if not len(states):
         return []
@@ -58,7 +61,7 @@ def pieces(states: np.ndarray, seconds: float, step: int, num_frames: int, class
     for first, last in pairwise(bounds):
         mean = labels[first:last].mean(axis=0)
         number = int(mean.argmax()) if mean.max() > 0 else LABELS.index(NONE)
-        if found and found[-1][2] == number:
+        if merge and found and found[-1][2] == number:
             first = found.pop()[0]
         found.append((first, last, number))
     result = []

@@ -13,15 +13,16 @@ from openhunyuan.curate.measures.measure import ClipSpan, Measure, Reader, View
 
 class Camera(Measure):
     """Lists over the clip's pieces: `first`, `last` (frames from the clip's start, the last exclusive), `move` (a name
-    of `camera.primitives.MOVES`, or "none") and `confidence` (how often such a label is right, 0 to 1). `primitives`:
-    the probability of each of `camera.primitives.PRIMITIVES`, mean over the clip.
+    of `camera.primitives.MOVES`, or "none") and `confidence` (how often such a label is right, 0 to 1). `seconds`: a
+    list of such labels for every second by itself, from which captions take those of their frames. `primitives`: the
+    probability of each of `camera.primitives.PRIMITIVES`, mean over the clip.
 
     Columns: `still` and `shake`, the probabilities that the camera stands and that it is unsteady, mean over the clip.
     Null, and no pieces, where nothing in the picture can be followed.
     """
 
     name: ClassVar[str] = "camera"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs_time: ClassVar[bool] = True
     columns: ClassVar = ("still", "shake")
 
@@ -54,15 +55,21 @@ class _Reader(Reader):
         seconds = self.step / self.clip.fps
         states = state_probabilities(self.tracker.tracks(seconds), classifier)
         if not states.any():
-            nothing: dict[str, list[Any]] = {"first": [], "last": [], "move": [], "confidence": [], "primitives": []}
-            return {**nothing, "still": None, "shake": None}
-        found = pieces(states, seconds, self.step, self.clip.num_frames, classifier)
+            lists = ("first", "last", "move", "confidence", "seconds", "primitives")
+            return {**{name: [] for name in lists}, "still": None, "shake": None}
+        found, every = (
+            pieces(states, seconds, self.step, self.clip.num_frames, classifier, merge) for merge in (True, False)
+        )
         primitives = [float(p) for p in primitives_of(states[states.any(axis=1)]).mean(axis=0)]
         return {
             "first": [piece.first for piece in found],
             "last": [piece.last for piece in found],
             "move": [piece.label for piece in found],
             "confidence": [piece.confidence for piece in found],
+            "seconds": [
+                {"first": piece.first, "last": piece.last, "move": piece.label, "confidence": piece.confidence}
+                for piece in every
+            ],
             "primitives": primitives,
             "still": primitives[PRIMITIVES.index("still")],
             "shake": primitives[PRIMITIVES.index("shake")],
