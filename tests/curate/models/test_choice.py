@@ -184,10 +184,11 @@ def test_published_scorers_have_no_threshold_of_another_scale() -> None:
 
 @pytest.mark.parametrize("field, name", NEEDED)
 def test_weights_are_needed_and_must_be_asked_for(field: str, name: str) -> None:
-    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} {name} needs --.*; nothing is downloaded"):
+    option_name = field.replace("_", "-")
+    with pytest.raises(UserError, match=f"--{option_name} {name} needs --.*; nothing is downloaded"):
         with_networks(PLAN, Choice(**{field: name}))
     option = NEEDED[field, name][0]
-    with pytest.raises(UserError, match=f"does nothing without --{field} {name}"):
+    with pytest.raises(UserError, match=f"does nothing without --{option_name} {name}"):
         with_networks(PLAN, Choice(**{option: "file"}))
 
 
