@@ -98,6 +98,15 @@ def test_a_measured_caption_follows_the_scores() -> None:
         measured_caption({}, [])
 
 
+def test_a_measured_caption_has_the_shot_scale_of_what_the_crop_left(data: Path) -> None:
+    clip = read_clips(data)[0]
+    scores = {**clip.scores, "shot_scale.head_low": 28.0, "shot_scale.head_high": 30.0}
+    said = Measured().caption(Item(clip.model_copy(update={"height": 100}), Path(), scores)).caption
+    assert said.shot_type == "medium shot"
+    cropped = clip.model_copy(update={"height": 50, "crop": (0, 20, 64, 70)})
+    assert Measured().caption(Item(cropped, Path(), scores)).caption.shot_type == "medium close-up"
+
+
 @pytest.mark.parametrize(
     "rgb, name",
     [

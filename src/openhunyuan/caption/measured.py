@@ -1,4 +1,4 @@
-"""The captioner that says only what was measured: colours, light, contrast, how much moves.
+"""The captioner that says only what was measured: colours, light, contrast, how much moves, how large a face is.
 
 It names no object, no place and no action, because nothing here looked for any. Its captions are poor and true. The
 scores come from the measures of `curate`; what was not measured is left out. The camera's move and the tags are put in
@@ -14,7 +14,7 @@ from typing import ClassVar
 from openhunyuan.base.errors import UserError
 from openhunyuan.caption.captioner import Captioned, Captioner, Item
 from openhunyuan.caption.schema import Caption
-from openhunyuan.caption.tags import COLOUR, CONTRAST, LIGHT, motion_word
+from openhunyuan.caption.tags import COLOUR, CONTRAST, LIGHT, motion_word, shot_word
 
 _HUES = ((15, "red"), (42, "orange"), (70, "yellow"), (165, "green"), (200, "cyan"), (255, "blue"), (315, "purple"))
 
@@ -23,12 +23,13 @@ class Measured(Captioner):
     """Captions from scores alone; needs no model and no frame."""
 
     name: ClassVar[str] = "measured"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def caption(self, item: Item) -> Captioned:
         caption = measured_caption(item.scores, item.palette, item.clip.kind)
-        text = caption.dense
-        return Captioned(caption=caption, text=text)
+        lines = item.clip.crop[3] - item.clip.crop[1] if item.clip.crop else item.clip.height
+        caption = caption.model_copy(update={"shot_type": shot_word(item.scores, lines)})
+        return Captioned(caption=caption, text=caption.dense)
 
 
 def measured_caption(scores: Mapping[str, float], palette: Sequence[float], what: str = "video") -> Caption:

@@ -42,6 +42,24 @@ _MOTION = Bands(
 )
 
 
+SHOT = Bands(
+    ("shot_scale.head", "heads.head"),
+    ((0.15, ""), (0.24, "medium full shot"), (0.42, "medium shot"), (0.63, "medium close-up"), (inf, "close-up")),
+)
+"""Shot scales by the height of the head over the picture's. Film names them by where the picture cuts a person, and a
+person is about seven and a half heads: down to the thighs or knees, the waist, the chest, the shoulders. Below that the
+detector misses too many for anything to be said, and a face that is cut is not found: no full shot, no wide shot and no
+extreme close-up."""
+
+
+def shot_word(scores: Mapping[str, float], lines: int) -> str:
+    """The shot scale, or "". lines: height of the picture that the caption is about, in the source's lines. A head that
+    is not within one band four times of five says nothing."""
+    ends = [{n: scores[n + end] / lines for n in SHOT.scores if n + end in scores} for end in ("_low", "_high")]
+    low, high = map(SHOT.word, ends)
+    return low if low == high else ""
+
+
 def motion_word(scores: Mapping[str, float]) -> str:
     """How much moves, or "". Only of speeds in per cent of the diagonal a second: the other methods of `motion` measure
     pixels or the codec's vectors, and have no part of the camera."""

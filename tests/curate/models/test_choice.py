@@ -30,7 +30,7 @@ def test_every_network_takes_its_place_under_its_own_name(tmp_path: Path) -> Non
     plan = with_networks(PLAN, Choice(**dict(list(NEEDED)), **weights, device="cpu", batch=2))
     names = [measure.name for measure in plan.measures]
     assert not {"motion", "text", "overlay"} & set(names)
-    assert {"raft", "ppocr", "watermark_detector", "embedding", "clip_aesthetic", "dover"} < set(names)
+    assert {"raft", "ppocr", "watermark_detector", "embedding", "clip_aesthetic", "dover", "heads"} < set(names)
     scores = {f.name: f.score for f in plan.filters}
     assert (scores["motion"], scores["text"]) == ("raft.speed", "ppocr.other_share")
     assert scores["overlay"] == "watermark_detector.confidence"
@@ -39,7 +39,7 @@ def test_every_network_takes_its_place_under_its_own_name(tmp_path: Path) -> Non
     assert plan.crop and plan.crop.text == "ppocr"
     assert plan.duplicates and plan.concepts and plan.duplicates.by == plan.concepts.by == "embedding"
     described = plan.describe()
-    assert sum(stage["weights"] is not None for stage in described["stages"]) == 10  # three come with the package
+    assert sum(stage["weights"] is not None for stage in described["stages"]) == 11  # three come with the package
     assert not {"raft", "ppocr", "watermark_detector", "embedding", "clip_aesthetic", "dover"} & set(
         described["proxies"]
     )
@@ -184,10 +184,11 @@ def test_published_scorers_have_no_threshold_of_another_scale() -> None:
 
 @pytest.mark.parametrize("field, name", NEEDED)
 def test_weights_are_needed_and_must_be_asked_for(field: str, name: str) -> None:
-    with pytest.raises(UserError, match=f"--{field} {name} needs --.*; nothing is downloaded"):
+    option_name = field.replace("_", "-")
+    with pytest.raises(UserError, match=f"--{option_name} {name} needs --.*; nothing is downloaded"):
         with_networks(PLAN, Choice(**{field: name}))
     option = NEEDED[field, name][0]
-    with pytest.raises(UserError, match=f"does nothing without --{field} {name}"):
+    with pytest.raises(UserError, match=f"does nothing without --{option_name} {name}"):
         with_networks(PLAN, Choice(**{option: "file"}))
 
 

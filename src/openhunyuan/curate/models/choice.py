@@ -68,6 +68,12 @@ class Choice(Record):
     niqe_weights: str | None = Field(
         None, description="Good pictures' Gaussian for niqe.distance, of `openhunyuan curate fit-niqe`."
     )
+    shot_scale: Literal["none", "faces", "detector"] = Field(
+        "none", description="What measures the size of a head, by which captions call the shot scale; faces needs dlib."
+    )
+    shot_scale_weights: str | None = Field(
+        None, description="Folder of a D-FINE or RT-DETR detector with classes called face or head."
+    )
     device: str = Field("auto", description="Where networks run: cpu, cuda, cuda:N, mps or auto.")
     batch: int = Field(8, ge=1, description="Pictures that go through a network at once.")
 
@@ -80,6 +86,7 @@ NEEDED = {
     ("embedding", "tower"): ("tower_weights",),
     ("aesthetic", "laion"): ("laion_clip", "laion_head"),
     ("quality", "dover"): ("dover_weights",),
+    ("shot_scale", "detector"): ("shot_scale_weights",),
 }
 
 OWN = {("overlay", "watermark"): "watermark_weights", ("clarity", "blur"): "blur_weights"}
@@ -115,9 +122,9 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
         for option in weights:
             path = getattr(choice, option)
             if chosen and not path:
-                raise UserError(f"--{field} {name} needs --{_dashed(option)}; nothing is downloaded.")
+                raise UserError(f"--{_dashed(field)} {name} needs --{_dashed(option)}; nothing is downloaded.")
             if path and not chosen:
-                raise UserError(f"--{_dashed(option)} does nothing without --{field} {name}.")
+                raise UserError(f"--{_dashed(option)} does nothing without --{_dashed(field)} {name}.")
     for (field, name), option in OWN.items():
         if getattr(choice, option) and getattr(choice, field) != name:
             raise UserError(f"--{_dashed(option)} does nothing without --{field} {name}.")
@@ -185,6 +192,14 @@ def with_networks(plan: Plan, choice: Choice) -> Plan:
         from openhunyuan.curate.models.dover import Dover
 
         beside.append(Dover(path=given["dover_weights"], **where))
+    if choice.shot_scale == "faces":
+        from openhunyuan.curate.measures.shot_scale import ShotScale
+
+        beside.append(ShotScale())
+    elif choice.shot_scale == "detector":
+        from openhunyuan.curate.models.heads import HeadDetector
+
+        beside.append(HeadDetector(path=given["shot_scale_weights"], **where))
     measures = (*(instead.get(measure.name, measure) for measure in plan.measures), *beside)
 
     ladder = plan.ladder

@@ -6,6 +6,7 @@ free licence that we know of; the folder is what fine-tuning with `transformers`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,18 +43,7 @@ class WatermarkDetector(ModelStage, Measure):
     seconds: float = Field(default=1.0, gt=0, description="Time from one look to the next.")
 
     def load(self) -> Detector:
-        config, kind = folder_type(self.path, NETWORKS, WHAT)
-        names = {int(number): str(name) for number, name in config.id2label.items()}
-        wanted = [name.lower() for name in self.labels]
-        chosen = [n for n, name in names.items() if name.lower() in wanted]
-        if not self.labels:
-            chosen = [n for n, name in names.items() if any(mark in name.lower() for mark in MARKS)]
-        if not chosen:
-            said = ", ".join(list(names.values())[:8])
-            what = f"none of {', '.join(self.labels)}" if self.labels else "nothing called watermark or logo"
-            raise UserError(f"The detector in {self.path} knows {what}; its classes are {said}.")
-        prepare = Preparation.of(self.path)
-        return Detector(open_folder(NETWORKS[kind], self.path, config, WHAT), prepare, {n: names[n] for n in chosen})
+        return Detector.of(self.path, self.labels, MARKS)
 
     def begin(self, clip: ClipSpan) -> Reader:
         return _Reader(self, clip)
@@ -69,6 +59,23 @@ class Detector(nn.Module):
     def __init__(self, network: nn.Module, prepare: Preparation, names: dict[int, str]) -> None:
         super().__init__()
         self.network, self.prepare, self.names = network, prepare, names
+
+    @classmethod
+    def of(cls, folder: str, labels: Sequence[str], marks: Sequence[str]) -> Detector:
+        """The detector in a folder, and its classes with these labels; without labels, those whose name has one of
+        `marks` in it. Raises UserError."""
+        config, kind = folder_type(folder, NETWORKS, WHAT)
+        names = {int(number): str(name) for number, name in config.id2label.items()}
+        wanted = [name.lower() for name in labels]
+        chosen = [n for n, name in names.items() if name.lower() in wanted]
+        if not labels:
+            chosen = [n for n, name in names.items() if any(mark in name.lower() for mark in marks)]
+        if not chosen:
+            said = ", ".join(list(names.values())[:8])
+            what = f"none of {', '.join(labels)}" if labels else f"nothing called {' or '.join(marks)}"
+            raise UserError(f"The detector in {folder} knows {what}; its classes are {said}.")
+        prepare = Preparation.of(folder)
+        return cls(open_folder(NETWORKS[kind], folder, config, WHAT), prepare, {n: names[n] for n in chosen})
 
     def surest(self, frames: list[np.ndarray]) -> list[Mark]:
         """Of each frame, uint8 [h, w, 3], the mark that the detector is surest of."""
