@@ -1,6 +1,7 @@
 """The verb encode: refusals before anything is loaded, its smaller jobs, and what it says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,20 @@ def test_encode_export_and_import(tmp_path: Path, micro_model_folder: Path, caps
     assert main(["encode", "import", str(cache), "--output", str(tmp_path / "imported"), *model]) == 0
     assert "1 latent read, 1 of them repaired" in capsys.readouterr().err
     assert ShardDataset(tmp_path / "imported")[0].prompt == "a red circle"
+
+
+def test_shorter_clips_are_shorter_samples_unless_a_length_is_asked_for(
+    tmp_path: Path, micro_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(micro_model_folder, tmp_path / "model")
+    about = json.loads((model / "model.json").read_text())
+    about["defaults"]["num_frames"] = 17
+    (model / "model.json").write_text(json.dumps(about))
+    clips = make_clips(tmp_path, [17, 16, 9, 8])
+    write_manifest(tmp_path, clips)
+    command = ["encode", str(tmp_path), "--model", str(model), "--fps", "24", "--device", "cpu"]
+    assert main(command) == 0
+    assert "1 of 4 clips left out: too short for 9 frames" in capsys.readouterr().err
+    assert sorted(shape[1] for shape in ShardDataset(tmp_path / "latents").shapes) == [3, 3, 5]
+    assert main([*command, "--num-frames", "17", "--output", str(tmp_path / "own")]) == 0
+    assert "3 of 4 clips left out: too short for 17 frames" in capsys.readouterr().err

@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 PROG = "openhunyuan encode"
 
+SHORTEST = 9
+"""Frames of the shortest samples that are made without being asked for."""
+
 
 class EncodeOptions(Record):
     """Encode captioned clips with a model's VAE and text encoders; goes on where it stopped.
 
-    Size and rate are the model's own unless given. Clips that are too short or have no caption are left out; the
-    index names the short ones. What is encoded again with other settings goes beside what is there.
+    Size and rate are the model's own unless given; of a shorter clip a shorter sample is made. Clips that are too short
+    for any or have no caption are left out; the index names the short ones. What is encoded again with other settings
+    goes beside what is there.
 
     openhunyuan encode export DATA --output DIR writes the latents as tar files (WebDataset); openhunyuan encode import
     CACHE --output DIR reads the latent cache that the official image-to-video repository writes.
@@ -54,7 +58,9 @@ class EncodeOptions(Record):
         "large as 256x256; may be repeated. Each clip takes the largest and longest that it fills, in its own shape.",
     )
     num_frames: int | None = Field(
-        None, description="Without --bucket: frames of a sample, 4n+1; default: the model's."
+        None,
+        description="Without --bucket: frames of a sample, 4n+1; default: the model's, or for shorter clips a half, a "
+        "quarter and so on of it, down to 9.",
     )
     height: int | None = Field(None, description="Without --bucket: height, a multiple of 16; default: the model's.")
     width: int | None = Field(None, description="Without --bucket: width, a multiple of 16; default: the model's.")
@@ -136,7 +142,7 @@ def run(args: Sequence[str]) -> int:
     model = load_model(options.model, device=device)
     if options.vae:
         model = model.with_vae(Path(options.vae))
-    sizes = asked or (_size(options, model),)
+    sizes = asked or _sizes(options, model)
     fps = options.fps or model.spec.defaults.fps
     out = console(stderr=True)
     unplaced = sum(sample.unplaced for sample in plan_samples(captioned, sizes, fps, options.captioner)[0])
@@ -232,12 +238,16 @@ def _load(name: str, vae: str | None, device: str, number: int) -> Networks:
     return Networks(model.vae, model.text, torch.device(device))
 
 
-def _size(options: EncodeOptions, model: LoadedModel) -> VideoSize:
-    """Size of a sample: as asked for, else the model's own."""
+def _sizes(options: EncodeOptions, model: LoadedModel) -> tuple[VideoSize, ...]:
+    """Sizes of samples: as asked for, else the model's own, and half of its length and so on, for clips that are
+    shorter."""
     from openhunyuan.base.sizes import VideoSize
 
     own = model.spec.defaults
-    return VideoSize(options.num_frames or own.num_frames, options.height or own.height, options.width or own.width)
+    frames = [options.num_frames or own.num_frames]
+    while options.num_frames is None and (half := (frames[-1] - 1) // 8 * 4 + 1) >= SHORTEST:
+        frames.append(half)
+    return tuple(VideoSize(n, options.height or own.height, options.width or own.width) for n in frames)
 
 
 def _export(options: ExportOptions) -> int:
