@@ -111,13 +111,8 @@ class _Reader(Reader):
             self.standing.add(small_picture(view))
 
     def finish(self) -> dict[str, Any]:
-        import torch
-
-        from openhunyuan.curate.models.small import run_alone
-
-        features = torch.from_numpy(self.standing.features())[None]
-        chances = run_alone(self.stage.model(), features)[0, 0].sigmoid().numpy()
-        return mark_row(chances, self.stage.edge)
+        logits = self.stage.model()(self.standing.features().transpose(1, 2, 0)[None])[0, ..., 0]
+        return mark_row(1 / (1 + np.exp(-logits)), self.stage.edge)
 
 
 def mark_row(chances: np.ndarray, edge: float) -> dict[str, Any]:
