@@ -316,14 +316,8 @@ def split_video(path: Path | str, config: Split | None = None) -> list[Clip]:
 def _scan(frames: Iterable[np.ndarray], fps: float, config: Split) -> tuple[list[int], np.ndarray]:
     """One pass over the video: (frame numbers that begin a new shot by a hard cut, thumbnails [T, 16, 16, 3])."""
     cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
-    detectors: Any = require("scenedetect.detectors", extra="curate", package="scenedetect-headless")
     common: Any = require("scenedetect.common", extra="curate", package="scenedetect-headless")
-    detector = detectors.AdaptiveDetector(
-        adaptive_threshold=config.adaptive_threshold,
-        window_width=config.window_width,
-        min_content_val=config.min_content,
-        min_scene_len=1,  # short shots are found and then dropped with a reason, not silently merged
-    )
+    detector = cut_detector(config)
     cuts: list[int] = []
     thumbs, count = bytearray(), 0
     padding = config.window_width
@@ -338,6 +332,31 @@ def _scan(frames: Iterable[np.ndarray], fps: float, config: Split) -> tuple[list
         cuts += detector.process_frame(common.FrameTimecode(number, fps), last)
     numbers = sorted({c if isinstance(c, int) else c.frame_num for c in cuts})
     return [n for n in numbers if 0 < n < count], np.frombuffer(thumbs, np.uint8).reshape(count, THUMB, THUMB, 3)
+
+
+def cut_detector(config: Split) -> Any:
+    """PySceneDetect's AdaptiveDetector, whose score of a frame (mean change of hue, saturation and brightness) OpenCV
+    adds up, from the same whole numbers to the same score: a third of the detector's time."""
+    cv2: Any = require("cv2", extra="curate", package="opencv-python-headless")
+    detectors: Any = require("scenedetect.detectors", extra="curate", package="scenedetect-headless")
+
+    class Quick(detectors.AdaptiveDetector):
+        before: np.ndarray | None = None
+
+        def _calculate_frame_score(self, timecode: Any, frame_img: np.ndarray) -> float:
+            before, self.before = self.before, cv2.cvtColor(frame_img, cv2.COLOR_BGR2HSV)
+            if before is None:
+                return 0.0
+            size = float(before.shape[0] * before.shape[1])
+            hue, saturation, brightness, _ = cv2.sumElems(cv2.absdiff(self.before, before))
+            return (hue / size + saturation / size + brightness / size) / 3.0
+
+    return Quick(
+        adaptive_threshold=config.adaptive_threshold,
+        window_width=config.window_width,
+        min_content_val=config.min_content,
+        min_scene_len=1,  # short shots are found and then dropped with a reason, not silently merged
+    )
 
 
 def gradual_spans(
