@@ -104,7 +104,7 @@ def cropped_native(frame: Any, left: int, top: int, right: int, bottom: int) -> 
     import av
     import numpy as np
 
-    part = av.VideoFrame(right - left, bottom - top, "yuv420p")
+    part: Any = av.VideoFrame(right - left, bottom - top, "yuv420p")
     for number, (old, new) in enumerate(zip(frame.planes, part.planes, strict=True)):
         by = 2 if number else 1  # chroma has half the size
         source, target = (np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in (old, new))
