@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.base.video import iter_video, read_metadata, read_video, write_image, write_video
+from openhunyuan.base.video import cropped_native, iter_video, read_metadata, read_video, write_image, write_video
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128), (255, 255, 0)]
 
@@ -57,6 +57,16 @@ def test_streaming_equals_reading_and_max_frames_stops(tmp_path: Path) -> None:
     whole, _ = read_video(tmp_path / "a.mp4")
     assert np.array_equal(np.stack(list(iter_video(tmp_path / "a.mp4"))), whole)
     assert np.array_equal(read_video(tmp_path / "a.mp4", max_frames=3)[0], whole[:3])
+
+
+def test_a_part_of_a_frame_keeps_every_sample() -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (90 * 3 // 2, 134), np.uint8)
+    frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+    part = cropped_native(frame, 6, 20, 100, 88)
+    assert (part.width, part.height, part.format.name) == (94, 68, "yuv420p")
+    blue, red = planes[90:].reshape(2, 45, 67)[:, 10:44, 3:50]
+    wanted = np.concatenate([planes[20:88, 6:100].ravel(), blue.ravel(), red.ravel()])
+    np.testing.assert_array_equal(part.to_ndarray().ravel(), wanted)
 
 
 def test_png_is_lossless_and_carries_metadata(tmp_path: Path) -> None:

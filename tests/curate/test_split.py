@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scenedetect.common import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate import split as module
@@ -17,6 +19,7 @@ from openhunyuan.curate.split import (
     Parts,
     Seen,
     Split,
+    cut_detector,
     find_shots,
     gradual_spans,
     packed,
@@ -45,6 +48,17 @@ def spans(path: Path) -> list[tuple[int, int, str]]:
 def test_hard_cuts_are_exact(tmp_path: Path) -> None:
     video = save(tmp_path / "a.mp4", shot(1, 40), shot(2, 30), shot(3, 25))
     assert spans(video) == [(0, 40, "start"), (40, 70, "cut"), (70, 95, "cut")]
+
+
+def test_frames_are_scored_as_pyscenedetect_scores_them() -> None:
+    frames = np.concatenate([shot(1, 6), shot(2, 6)]).clip(0, 255).astype(np.uint8)
+    quick, plain = cut_detector(Split()), AdaptiveDetector(min_scene_len=1)
+    for number, frame in enumerate(frames):
+        for detector in (quick, plain):
+            detector.process_frame(FrameTimecode(number, FPS), frame)
+        assert quick._frame_score == plain._frame_score
+    assert quick.before is not None
+    assert (plain._frame_score or 0.0) > 0
 
 
 def test_motion_alone_is_one_shot(tmp_path: Path) -> None:

@@ -104,13 +104,12 @@ def cropped_native(frame: Any, left: int, top: int, right: int, bottom: int) -> 
     import av
     import numpy as np
 
-    height, width = frame.height, frame.width
-    planes = frame.to_ndarray()  # [H * 3 / 2, W]: the luma, then both halves of the chroma
-    luma = planes[top:bottom, left:right].ravel()
-    chroma = planes[height:].reshape(2, height // 2, width // 2)
-    chroma = chroma[:, top // 2 : bottom // 2, left // 2 : right // 2].ravel()
-    part = np.concatenate([luma, chroma]).reshape((bottom - top) * 3 // 2, right - left)
-    return av.VideoFrame.from_ndarray(part, format="yuv420p")
+    part: Any = av.VideoFrame(right - left, bottom - top, "yuv420p")
+    for number, (old, new) in enumerate(zip(frame.planes, part.planes, strict=True)):
+        by = 2 if number else 1  # chroma has half the size
+        source, target = (np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in (old, new))
+        target[:, : new.width] = source[top // by : bottom // by, left // by : right // by]
+    return part
 
 
 def _picture(frame: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from openhunyuan.base.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # Longer headers than this are refused by the safetensors library too; a random file read as a length usually is longer.
@@ -112,3 +113,33 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         return load_file(str(path))
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}); copy or download it again.") from None
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The same to float32 arrays, without torch."""
+    read_header(path)
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return {name: array.astype(np.float32) for name, array in load_file(path).items()}
+    except (SafetensorError, KeyError, TypeError) as error:  # the last two of number formats that NumPy has not
+        raise UserError(f"{path} cannot be read as arrays ({error}); save its tensors as float32.") from None
+
+
+def refuse_others(
+    wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: Path | str, what: str
+) -> None:
+    """Raise UserError where the shapes given by name are not those wanted, all of them and no others."""
+    missing = [name for name in wanted if name not in given]
+    if missing:
+        raise UserError(f"{source} is no {what}: it lacks {len(missing)} tensors, the first is {missing[0]}.")
+    strange = [name for name in given if name not in wanted]
+    if strange:
+        raise UserError(f"{source} is no {what}: it has {len(strange)} tensors too many, the first is {strange[0]}.")
+    for name, shape in wanted.items():
+        if given[name] != shape:
+            raise UserError(
+                f"{source} is no {what}: its {name} has shape {list(given[name])}, but it must be {list(shape)}."
+            )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openhunyuan.curate.camera.features import COMBINATIONS, NUM_FEATURES, STARTS, features_of, flipped
+from openhunyuan.curate.camera.features import COMBINATIONS, NUM_FEATURES, STARTS, Moves, features_of, flipped
 from openhunyuan.curate.camera.motion import PIXEL
 from openhunyuan.curate.camera.tracks import STEPS, Tracks
 
@@ -108,3 +108,19 @@ def test_nothing_is_said_where_nothing_can_be_followed() -> None:
     assert features_of(tracks.part(0, 0)) is None
     lost = Tracks(tracks.points, np.zeros_like(tracks.good), tracks.missed, tracks.doubt, tracks.numbers, 1 / 12, 1.0)
     assert features_of(lost) is None
+
+
+def test_a_window_of_a_clip_is_the_clip_of_that_window() -> None:
+    tracks = turning(error=0.3)
+    good = tracks.good.copy()
+    good[1] = False
+    tracks = Tracks(tracks.points, good, tracks.missed, tracks.doubt, tracks.numbers, tracks.seconds, tracks.aspect)
+    moves = Moves(tracks)
+    for first, last in ((0, len(tracks)), (0, 3), (2, len(tracks))):
+        wanted = features_of(tracks.part(first, last))
+        assert wanted is not None
+        np.testing.assert_array_equal(moves.features(first, last), wanted)
+    assert moves.features(1, 2) is None
+    early, late = moves.features(0, 3), moves.features(2, len(tracks))
+    assert early is not None and late is not None
+    assert not np.array_equal(early, late)

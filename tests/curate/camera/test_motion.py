@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from openhunyuan.curate.camera.motion import PIXEL, POINTS, Points, affine, fit, quantiles, segments_of
+from openhunyuan.curate.camera.motion import (
+    PIXEL,
+    POINTS,
+    Points,
+    affine,
+    fit,
+    fit_all,
+    quantiles,
+    segments_of,
+    similarity,
+    turning,
+)
 from openhunyuan.curate.camera.tracks import STEPS, Tracks
 
 
@@ -98,3 +109,14 @@ def test_quantiles_count_weights() -> None:
     assert quantiles(values, np.array([1.0, 1.0, 1.0]), (0.5,))[0] == pytest.approx(2.0)
     assert quantiles(values, np.array([10.0, 1.0, 1.0]), (0.5,))[0] > 2.5
     assert quantiles(values[:0], values[:0], (0.5,))[0] == 0
+
+
+def test_designs_fitted_together_are_those_fitted_alone() -> None:
+    seen = segments_of(drifting({"marks": np.zeros(60, bool), "astray": np.arange(60) % 7 == 0}))
+    assert seen is not None
+    designs = [turning(seen.place, 1.3), similarity(seen.place)]
+    for design, found in zip(designs, fit_all(designs, [seen.flow, seen.flow], seen), strict=True):
+        alone = fit(design, seen.flow, seen.fitting, seen.trust)
+        np.testing.assert_array_equal(found.model, alone.model)
+        np.testing.assert_array_equal(found.left, alone.left)
+        np.testing.assert_array_equal(found.error, alone.error)

@@ -28,6 +28,7 @@ from openhunyuan.curate.camera.motion import (
     across,
     fit,
     fits,
+    lengths,
     quadratic,
     quantiles,
     segments_of,
@@ -187,24 +188,39 @@ def flipped(features: np.ndarray) -> np.ndarray:
 
 
 def features_of(tracks: Tracks) -> np.ndarray | None:
-    """float32 [F] of a window of a clip; None where nothing could be followed."""
-    seen = segments_of(tracks)
-    if seen is None:
-        return None
-    models, points = fits(seen), Points(seen)
-    window = _Window(seen, models, points, tracks.aspect)
-    steps = steps_of(tracks)
-    found = {
-        **_of_means(window),
-        **_of_steps(steps, models.similarity.model),
-        **_of_sizes(window, steps, tracks),
-        **_of_errors(window),
-        **_of_curvature(window),
-        **_of_picture(window),
-    }
-    values = np.concatenate([np.ravel(found[group.name]) for group in GROUPS]).astype(np.float32)
-    assert values.shape == (NUM_FEATURES,)
-    return np.nan_to_num(values, nan=0.0, posinf=20.0, neginf=-20.0).clip(-20, 20)
+    """float32 [F] of a clip, or of a window of one; None where nothing could be followed."""
+    return Moves(tracks).features(0, len(tracks))
+
+
+class Moves:
+    """The models of all segments of a clip, fitted once for all the windows that a segment lies in."""
+
+    def __init__(self, tracks: Tracks) -> None:
+        self.tracks, self.seen = tracks, segments_of(tracks)
+        if self.seen is not None:
+            self.models, (self.steps, self.segment) = fits(self.seen), steps_of(tracks)
+
+    def features(self, first: int, last: int) -> np.ndarray | None:
+        """float32 [F] of the segments [first, last); None where nothing could be followed in them."""
+        if self.seen is None:
+            return None
+        chosen = (first <= self.seen.segment) & (self.seen.segment < last)
+        if not chosen.any():
+            return None
+        seen, models, tracks = self.seen.some(chosen), self.models.some(chosen), self.tracks.part(first, last)
+        steps = self.steps[(first <= self.segment) & (self.segment < last)]
+        window = _Window(seen, models, Points(seen), tracks.aspect)
+        found = {
+            **_of_means(window),
+            **_of_steps(steps, models.similarity.model),
+            **_of_sizes(window, steps, tracks),
+            **_of_errors(window),
+            **_of_curvature(window),
+            **_of_picture(window),
+        }
+        values = np.concatenate([np.ravel(found[group.name]) for group in GROUPS]).astype(np.float32)
+        assert values.shape == (NUM_FEATURES,)
+        return np.nan_to_num(values, nan=0.0, posinf=20.0, neginf=-20.0).clip(-20, 20)
 
 
 class _Window:
@@ -224,10 +240,10 @@ class _Window:
         weight = seen.weight / seen.weight.sum()
         self.errors, self.errors_over_speed, self.errors_of_points = np.zeros((3, len(MODELS)))
         for i, name in enumerate(MODELS):
-            error = np.linalg.norm(models.left[name], axis=2)
+            error = lengths(models.left[name])
             self.errors[i] = (weight * np.log1p((error / seen.noise) ** 2))[seen.good].sum()
             self.errors_over_speed[i] = (weight * np.log1p((error / (0.08 * self.scale + 0.004)) ** 2))[seen.good].sum()
-            of_points = np.linalg.norm(self.left[name], axis=1) / points.noise
+            of_points = lengths(self.left[name]) / points.noise
             self.errors_of_points[i] = (points.weight * np.log1p(of_points**2)).sum()
         turns = [MODELS.index(name) for name in TURNS]
         self.best_of_segments = turns[int(self.errors[turns].argmin())]
@@ -291,8 +307,8 @@ def _of_errors(window: _Window) -> dict[str, np.ndarray]:
     number = MODELS.index
     best = window.errors_of_points[window.best_of_points]
     others = ("quadratic", "affine", "sideways and turns", "upright and turns", "sideways and roll", "upright and roll")
-    by_segments = np.linalg.norm(models.left["quadratic"], axis=2)[seen.good]
-    by_points = np.linalg.norm(window.left[window.best], axis=1)
+    by_segments = lengths(models.left["quadratic"])[seen.good]
+    by_points = lengths(window.left[window.best])
     shares = (0.25, 0.5, 0.75, 0.9)
     left = [
         np.log(quantiles(by_segments, seen.weight[seen.good], shares) + 0.001),
@@ -303,18 +319,16 @@ def _of_errors(window: _Window) -> dict[str, np.ndarray]:
     noise = np.sqrt(around**2 @ window.points.noise**2) / total
     surroundings = np.array(
         [
-            (
-                window.points.weight
-                * np.log1p((np.linalg.norm(around @ window.left[name], axis=1) / total / noise) ** 2)
-            ).sum()
+            (window.points.weight * np.log1p((lengths(around @ window.left[name]) / total / noise) ** 2)).sum()
             for name in MODELS
         ]
     )
+    pairs = _pairs(seen)
     kept = [
         number_
         for name in (window.best, "affine")
         for axis in (0, 1)
-        for number_ in _kept(seen, models.left[name][..., axis], window.scale)
+        for number_ in _kept(seen, pairs, models.left[name][..., axis], window.scale)
     ]
     return {
         "errors": window.errors,
@@ -333,16 +347,24 @@ def _of_errors(window: _Window) -> dict[str, np.ndarray]:
     }
 
 
-def _kept(seen: Segments, left: np.ndarray, scale: float) -> tuple[float, float]:
+def _pairs(seen: Segments) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Segments that follow each other, and where the points that are in both lie in each."""
+    found = []
+    for k, n in pairwise(range(len(seen.good))):
+        here, there = np.flatnonzero(seen.good[k]), np.flatnonzero(seen.good[n])
+        _, i, j = np.intersect1d(seen.numbers[k, here], seen.numbers[n, there], return_indices=True)
+        if len(i) >= 3:
+            found.append((k, n, here[i], there[j]))
+    return found
+
+
+def _kept(
+    seen: Segments, pairs: list[tuple[int, int, np.ndarray, np.ndarray]], left: np.ndarray, scale: float
+) -> tuple[float, float]:
     """Correlation of what is left over [K, N] of the same point in segments that follow each other, and the root of
     its covariance over the speed: parallax stays, errors do not."""
     product_, square, total = 0.0, 0.0, 0.0
-    for k, n in pairwise(range(len(left))):
-        here, there = np.flatnonzero(seen.good[k]), np.flatnonzero(seen.good[n])
-        _, i, j = np.intersect1d(seen.numbers[k, here], seen.numbers[n, there], return_indices=True)
-        if len(i) < 3:
-            continue
-        i, j = here[i], there[j]
+    for k, n, i, j in pairs:
         weight = np.minimum(seen.weight[k, i], seen.weight[n, j])
         limit = np.minimum(0.5, 4 * seen.noise[k, i] + 0.3 * scale)
         a, b = left[k, i].clip(-limit, limit), left[n, j].clip(-limit, limit)

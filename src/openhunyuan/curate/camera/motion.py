@@ -15,7 +15,8 @@ depths, leaves v to its turns alone; one that moves up or down leaves u; one tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -74,7 +75,8 @@ class Segments:
     """place, flow: float64 [K, N, 2]. noise [K, N]: expected error of the flow. fitting [K, N]: the same with an
     allowance for what no model has. good: bool [K, N]. trust [K, N]: probability that the point did not go astray, 0
     where it is not good. weight [K, N]: between 0 and 1, less for noisy and untrusted points. pixels [K, N]: expected
-    error of the displacement. numbers: int [K, N]. typical [K]: median length of the flow."""
+    error of the displacement. numbers: int [K, N]. typical [K]: median length of the flow. segment: int [K], which of
+    the tracks' segments each is."""
 
     place: np.ndarray
     flow: np.ndarray
@@ -86,6 +88,11 @@ class Segments:
     pixels: np.ndarray
     numbers: np.ndarray
     typical: np.ndarray
+    segment: np.ndarray
+
+    def some(self, chosen: np.ndarray) -> Segments:
+        """Those chosen by a mask [K]."""
+        return Segments(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def segments_of(tracks: Tracks) -> Segments | None:
@@ -133,6 +140,7 @@ def segments_of(tracks: Tracks) -> Segments | None:
         pixels=error,
         numbers=tracks.numbers[usable],
         typical=typical,
+        segment=np.flatnonzero(usable),
     )
 
 
@@ -153,8 +161,9 @@ def _apart(
     return found
 
 
-def steps_of(tracks: Tracks) -> np.ndarray:
-    """[S, 4]: sideways, downwards, zoom and roll of every step from frame to frame that has enough points."""
+def steps_of(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+    """[S, 4]: sideways, downwards, zoom and roll of every step from frame to frame that has enough points; and int [S],
+    the segment that each is in."""
     start = tracks.points[:, :-1].reshape(-1, *tracks.points.shape[2:]).astype(np.float64)
     end = tracks.points[:, 1:].reshape(start.shape).astype(np.float64)
     good, missed = tracks.good.reshape(len(start), -1), tracks.missed.reshape(len(start), -1)
@@ -163,7 +172,8 @@ def steps_of(tracks: Tracks) -> np.ndarray:
     flow = (end - start) / tracks.seconds
     noise = np.hypot(0.5 * np.sqrt(missed / PIXEL + 0.01) * PIXEL, LEAST) / tracks.seconds
     noise = np.hypot(noise, UNEVEN * _median(np.linalg.norm(flow, axis=2), good)[:, None])
-    return fit(similarity((start + end) / 2), flow, noise, good, rounds=4).model
+    segment = np.flatnonzero(seen) // tracks.good.shape[1]
+    return fit(similarity((start + end) / 2), flow, noise, good, rounds=4).model, segment
 
 
 # --------------------------------------------------------------------------------------------------------- the designs
@@ -224,6 +234,10 @@ class Fit:
     left: np.ndarray
     error: np.ndarray
 
+    def some(self, chosen: np.ndarray | slice) -> Fit:
+        """Those chosen by a mask or slice of [K]."""
+        return Fit(self.model[chosen], self.left[chosen], self.error[chosen])
+
 
 def fit(design: np.ndarray, flow: np.ndarray, noise: np.ndarray, trust: np.ndarray, rounds: int = 5) -> Fit:
     """Coefficients that most of the flow [K, N, C] follows, by iteratively reweighted least squares.
@@ -236,7 +250,7 @@ def fit(design: np.ndarray, flow: np.ndarray, noise: np.ndarray, trust: np.ndarr
     base, good = trust / noise**2, trust > 0
     base /= np.maximum(base.sum(axis=1, keepdims=True), 1e-12) / np.maximum(trust.sum(axis=1, keepdims=True), 1)
     middle = np.stack([_median(flow[..., part], good) for part in range(parts)], axis=-1)
-    error = np.linalg.norm(flow - middle[:, None], axis=2)
+    error = lengths(flow - middle[:, None])
     ridge = 1e-4 * np.eye(terms)
     model, left, weights, normal = np.zeros((count, terms)), flow, base, ridge[None]
     for _ in range(rounds):
@@ -246,10 +260,27 @@ def fit(design: np.ndarray, flow: np.ndarray, noise: np.ndarray, trust: np.ndarr
         normal = scaled.transpose(0, 2, 1) @ flat + ridge
         model = np.linalg.solve(normal, scaled.transpose(0, 2, 1) @ target[..., None])[..., 0]
         left = (target - (flat @ model[..., None])[..., 0]).reshape(flow.shape)
-        error = np.linalg.norm(left, axis=2)
+        error = lengths(left)
     variance = (weights * error**2).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-9) / parts
     inverse = np.diagonal(np.linalg.inv(normal), axis1=1, axis2=2)
     return Fit(model, left, np.sqrt(np.maximum(variance[:, None] * inverse, 1e-14)))
+
+
+def fit_all(designs: Sequence[np.ndarray], flows: Sequence[np.ndarray], seen: Segments) -> list[Fit]:
+    """`fit` of several designs of one shape, in one go: one call of everything for all of them."""
+    count, times = len(seen.flow), len(designs)
+    noise, trust = np.tile(seen.fitting, (times, 1)), np.tile(seen.trust, (times, 1))
+    found = fit(np.concatenate(designs), np.concatenate(flows), noise, trust)
+    return [found.some(np.s_[first : first + count]) for first in range(0, count * times, count)]
+
+
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """[..., C] → [...]; NumPy's own norm is slow along so short an axis."""
+    square = vectors * vectors
+    total = square[..., 0]
+    for part in range(1, square.shape[-1]):
+        total = total + square[..., part]
+    return np.sqrt(total)
 
 
 def _median(values: np.ndarray, good: np.ndarray) -> np.ndarray:
@@ -270,6 +301,12 @@ class Fits:
     sideways: Fit
     upright: Fit
 
+    def some(self, chosen: np.ndarray) -> Fits:
+        """Of the segments chosen by a mask [K]."""
+        left = {name: values[chosen] for name, values in self.left.items()}
+        models = (self.quadratic, self.similarity, self.sideways, self.upright)
+        return Fits(left, *(model.some(chosen) for model in models))
+
 
 def fits(seen: Segments) -> Fits:
     """Every model of `MODELS`, fitted to every segment."""
@@ -278,31 +315,29 @@ def fits(seen: Segments) -> Fits:
     u, v = flow[..., 0], flow[..., 1]
     one, zero = np.ones_like(x), np.zeros_like(x)
 
-    def fitted(design: np.ndarray, target: np.ndarray, rounds: int = 5) -> Fit:
-        return fit(design, target, seen.fitting, seen.trust, rounds)
-
-    def row(*terms: np.ndarray) -> np.ndarray:
-        return np.stack(terms, axis=-1)[:, :, None]
-
-    quadratics = fitted(quadratic(place), flow, 6)
-    similarities = fitted(similarity(place), flow)
-    sideways = fitted(across(place, 1), v[..., None])
-    upright = fitted(across(place, 0), u[..., None])
     radius = np.hypot(x, y) + 0.02
     round_ = (x * v - y * u) / radius
+    roll = np.stack([one, x, y], axis=-1)[:, :, None]
+    ahead = np.stack([-y / radius, x / radius, radius], axis=-1)[:, :, None]
+    quadratics = fit(quadratic(place), flow, seen.fitting, seen.trust, 6)
+    similarities, *turns = fit_all(
+        [similarity(place), *(turning(place, f) for f in FOCALS)], [flow] * (1 + len(FOCALS)), seen
+    )
+    sideways, upright = fit_all([across(place, 1), across(place, 0)], [v[..., None], u[..., None]], seen)
+    rolls = fit_all([roll, roll, ahead], [v[..., None], u[..., None], round_[..., None]], seen)
     left = {
         "none": flow,
-        "constant": fitted(columns((one, zero), (zero, one)), flow).left,
+        "constant": fit(columns((one, zero), (zero, one)), flow, seen.fitting, seen.trust).left,
         "similarity": similarities.left,
-        "affine": fitted(affine(place), flow).left,
-        **{name: fitted(turning(place, f), flow).left for name, f in zip(TURNS, FOCALS, strict=True)},
+        "affine": fit(affine(place), flow, seen.fitting, seen.trust).left,
+        **{name: turn.left for name, turn in zip(TURNS, turns, strict=True)},
         "sideways and turns": sideways.left,
-        "sideways and roll": fitted(row(one, x, y), v[..., None]).left,
+        "sideways and roll": rolls[0].left,
         "sideways": v[..., None],
         "upright and turns": upright.left,
-        "upright and roll": fitted(row(one, x, y), u[..., None]).left,
+        "upright and roll": rolls[1].left,
         "upright": u[..., None],
-        "ahead and turns": fitted(row(-y / radius, x / radius, radius), round_[..., None]).left,
+        "ahead and turns": rolls[2].left,
         "ahead": round_[..., None],
         "quadratic": quadratics.left,
     }

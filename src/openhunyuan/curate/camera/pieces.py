@@ -8,12 +8,15 @@ from itertools import pairwise
 import numpy as np
 
 from openhunyuan.curate.camera.classifier import Classifier, labels_of
-from openhunyuan.curate.camera.features import features_of
+from openhunyuan.curate.camera.features import Moves
 from openhunyuan.curate.camera.primitives import LABELS, NONE, STATES
 from openhunyuan.curate.camera.tracks import STEPS, Tracks
 
 WINDOW = 2.0
 """Seconds that are judged together, as in training; windows follow each other at half of that."""
+
+TOGETHER = 24
+"""Windows whose segments are fitted at once: memory does not grow with the clip."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,16 @@ def state_probabilities(tracks: Tracks, classifier: Classifier) -> np.ndarray:
     total, weights = np.zeros((len(tracks), len(STATES))), np.zeros((len(tracks), 1))
     size = max(1, round(WINDOW / (STEPS * tracks.seconds)))
     starts = sorted({*range(0, max(1, len(tracks) - size + 1), max(1, size // 2)), max(0, len(tracks) - size)})
-    for start in starts:
-        window = tracks.part(start, start + size)
-        features = features_of(window)
-        if features is None:
-            continue
-        places = np.arange(start, start + len(window))
-        weight = 1.0 - np.abs(places + 0.5 - start - len(window) / 2) / (len(window) / 2 + 0.5)
-        total[places] += weight[:, None] * classifier.states(features[None])[0]
-        weights[places] += weight[:, None]
+    for block in (starts[i : i + TOGETHER] for i in range(0, len(starts), TOGETHER)):
+        moves = Moves(tracks.part(block[0], block[-1] + size))
+        for start in block:
+            features = moves.features(start - block[0], start - block[0] + size)
+            if features is None:
+                continue
+            places = np.arange(start, min(start + size, len(tracks)))
+            weight = 1.0 - np.abs(places + 0.5 - start - len(places) / 2) / (len(places) / 2 + 0.5)
+            total[places] += weight[:, None] * classifier.states(features[None])[0]
+            weights[places] += weight[:, None]
     return total / np.maximum(weights, 1e-9)
 
 

@@ -76,13 +76,9 @@ class _Reader(Reader):
     def add(self, view: View) -> None:
         if view.index % self.step:
             return
-        import torch
-
-        from openhunyuan.curate.models.small import run_alone
-
         picture = small_picture(view)
-        x = torch.from_numpy(np.stack([network_input(tile) for tile in tiles(picture)]))
-        cells = run_alone(self.stage.model(), x).numpy().transpose(1, 0, 2, 3)
+        x = np.stack([network_input(tile).transpose(1, 2, 0) for tile in tiles(picture)])
+        cells = self.stage.model()(x).transpose(3, 0, 1, 2)
         found = blur_of(cells, min(picture.shape[:2]), self.stage.clearest, self.stage.unsure)
         if found is not None:
             self.found.append(found)

@@ -20,6 +20,7 @@ import numpy as np
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.require import require
+from openhunyuan.base.weights import load_arrays
 from openhunyuan.curate.measures.measure import ClipSpan, Reader, View
 from openhunyuan.curate.measures.packaged import Packaged, looks
 
@@ -115,9 +116,7 @@ def distance(good: Gaussian, blocks: np.ndarray) -> float:
 
 @lru_cache(maxsize=8)
 def _read(path: str, sha256: str | None) -> Gaussian:
-    from openhunyuan.curate.models.weights import read_tensors
-
-    tensors = {name: value.double().numpy() for name, value in read_tensors(path).items()}
+    tensors = {name: value.astype(np.float64) for name, value in load_arrays(path).items()}
     shapes = {name: value.shape for name, value in tensors.items()}
     if shapes != {"mean": (NUM_FEATURES,), "covariance": (NUM_FEATURES, NUM_FEATURES)}:
         raise UserError(

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate.measures.measure import Measure, View, reduced
+from openhunyuan.curate.models.small_forward import Forward, load_small
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SIDE = 320
@@ -41,7 +42,7 @@ class Packaged(Measure):
         self.model()
 
     def model(self) -> Any:
-        """The network in eval mode, loaded once in a process."""
+        """What answers for the network (`small_forward.Forward`), loaded once in a process."""
         return _loaded(self.network, str(self.where), self.weights)
 
 
@@ -53,11 +54,8 @@ def _hash(path: str, changed: int) -> str:
 
 
 @lru_cache(maxsize=8)
-def _loaded(name: str, path: str, sha256: str) -> Any:
-    from openhunyuan.curate.models.small import NETWORKS
-    from openhunyuan.curate.models.weights import fill, read_tensors
-
-    return fill(NETWORKS[name](), read_tensors(path), path, f"small network {name}")
+def _loaded(name: str, path: str, sha256: str) -> Forward:
+    return load_small(name, path)
 
 
 def small_picture(view: View) -> Any:

@@ -77,7 +77,8 @@ class _Reader(Reader):
             self.frozen.append(cv2.norm(small, self.before, cv2.NORM_L1) / small.size < 0.05)
         self.before = small
         pixels = rgb.reshape(-1, 3)
-        bins = (pixels.astype(np.int32) * COLOURS // 256) @ np.array([COLOURS**2, COLOURS, 1])
+        red, green, blue = (pixels // (256 // COLOURS)).T
+        bins = (red * COLOURS + green) * COLOURS + blue
         self.colours += np.bincount(bins, minlength=COLOURS**3)
         for channel in range(3):
             self.sums[:, channel] += np.bincount(bins, weights=pixels[:, channel], minlength=COLOURS**3)

@@ -115,17 +115,12 @@ class _Reader(Reader):
             self.standing.add(small_picture(view))
 
     def finish(self) -> dict[str, Any]:
-        import torch
-
-        from openhunyuan.curate.models.small import run_alone
-
         rows, columns, box = between_bars(self.standing.brightest)
         left, top, right, bottom = box
         width, height = right - left, bottom - top
         features = self.standing.features(-left / width, -top / height, (1 - left) / width, (1 - top) / height)
-        features = torch.from_numpy(np.ascontiguousarray(features[:, rows, columns]))[None]
-        chances = run_alone(self.stage.model(), features)[0, 0].sigmoid().numpy()
-        return in_the_whole(mark_row(chances, self.stage.edge), box)
+        logits = self.stage.model()(features[:, rows, columns].transpose(1, 2, 0)[None])[0, ..., 0]
+        return in_the_whole(mark_row(1 / (1 + np.exp(-logits)), self.stage.edge), box)
 
 
 def between_bars(brightest: np.ndarray) -> tuple[slice, slice, tuple[float, float, float, float]]:

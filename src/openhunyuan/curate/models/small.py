@@ -2,20 +2,19 @@
 
 Both are plain convolutions without norms, so that a crop and a whole picture are the same to them. Each gives one
 answer for a cell of `CELL` × `CELL` pixels. Their weights are in the package (`curate/weights`), with a JSON that says
-how they were trained.
+how they were trained. Curation runs them without torch (`models.small_forward`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openhunyuan.curate.models.small_forward import LAYOUTS
+
 CELL = 8
-MARK_CHANNELS = 8
-"""Mean red, green, blue; how much the picture changes; lasting slope across and down; nearness of the sides."""
 
 
 class Residual(nn.Module):
@@ -65,7 +64,7 @@ class MarkNet(SmallNet):
     """[B, MARK_CHANNELS, h, w] of a clip's looks → logits [B, 1, h/8, w/8]: does a pasted mark cover this cell."""
 
     def __init__(self) -> None:
-        super().__init__(MARK_CHANNELS, 1, 3, (16, 24, 32))
+        super().__init__(*LAYOUTS["watermark"])
 
 
 class BlurNet(SmallNet):
@@ -73,18 +72,7 @@ class BlurNet(SmallNet):
     and the logit of motion blur (against blur that is the same in all directions)."""
 
     def __init__(self) -> None:
-        super().__init__(3, 3, 5, (16, 24, 32))
+        super().__init__(*LAYOUTS["blur"])
 
 
 NETWORKS: dict[str, Callable[[], SmallNet]] = {"watermark": MarkNet, "blur": BlurNet}
-
-
-def run_alone(network: nn.Module, x: Tensor) -> Tensor:
-    """The network's output in one thread, so that every engine gives the same bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            return network(x)
-    finally:
-        torch.set_num_threads(threads)

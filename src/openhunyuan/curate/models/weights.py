@@ -22,7 +22,7 @@ from openhunyuan.base.device import pick_device
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import unknown
 from openhunyuan.base.tensorfile import StoredTensor, stored_pickle
-from openhunyuan.base.weights import load_safetensors
+from openhunyuan.base.weights import load_safetensors, refuse_others
 from openhunyuan.curate.clip import file_sha256
 from openhunyuan.curate.stage import Resources, Stage
 
@@ -156,17 +156,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path | str, 
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     wanted = {name: shape for name, shape in wanted.items() if not name.endswith("num_batches_tracked")}
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-    missing = [name for name in wanted if name not in given]
-    if missing:
-        raise UserError(f"{source} is no {what}: it lacks {len(missing)} tensors, the first is {missing[0]}.")
-    strange = [name for name in given if name not in wanted]
-    if strange:
-        raise UserError(f"{source} is no {what}: it has {len(strange)} tensors too many, the first is {strange[0]}.")
-    for name, shape in wanted.items():
-        if tuple(given[name].shape) != shape:
-            raise UserError(
-                f"{source} is no {what}: its {name} has shape {list(given[name].shape)}, but it must be {list(shape)}."
-            )
+    refuse_others(wanted, {name: tuple(tensor.shape) for name, tensor in given.items()}, source, what)
     network.load_state_dict(given, strict=False)
     return network.eval().requires_grad_(False)
 
