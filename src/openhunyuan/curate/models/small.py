@@ -1,19 +1,20 @@
 """The two small networks of curation that are trained here: marks that stay, and how wide blur is.
 
-Both are plain convolutions without norms, so that a crop and a whole picture are the same to them. Each gives one
-answer for a cell of `CELL` × `CELL` pixels. Their weights are in the package (`curate/weights`), with a JSON that says
-how they were trained.
+Both are plain convolutions without norms. Each gives one answer for a cell of `CELL` × `CELL` pixels. Their weights are
+in the package (`curate/weights`), with a JSON that says how they were trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CELL = 8
+from openhunyuan.curate.measures.blur import CELL, DIRECTIONS, SEEN
+
 MARK_CHANNELS = 8
 """Mean red, green, blue; how much the picture changes; lasting slope across and down; nearness of the sides."""
 
@@ -30,24 +31,17 @@ class Residual(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """[B, inputs, h, w] → [B, outputs, ⌈h/8⌉, ⌈w/8⌉], three halvings and then context."""
+    """[B, inputs, h · CELL / pixels, w · CELL / pixels] → [B, outputs, h, w]: an answer for every cell."""
 
-    def __init__(self, inputs: int, outputs: int, stem: int, widths: tuple[int, int, int]) -> None:
-        super().__init__()
-        a, b, c = widths
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, a, stem, stride=2, padding=stem // 2),
-            nn.ReLU(),
-            nn.Conv2d(a, b, 3, stride=2, padding=1),
-            Residual(b),
-            nn.ReLU(),
-            nn.Conv2d(b, c, 3, stride=2, padding=1),
-            Residual(c),
-            Residual(c, 2),
-            Residual(c, 3),
-            nn.ReLU(),
-        )
-        self.head = nn.Conv2d(c, outputs, 1)
+    inputs: ClassVar[int]
+    pixels: ClassVar[int]
+    """Pixels of the picture that one place of the input stands for, along a side."""
+
+    body: nn.Sequential
+    head: nn.Conv2d
+
+    def begin(self) -> None:
+        """First weights; the answer is 0 everywhere."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.head:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -62,18 +56,59 @@ class SmallNet(nn.Module):
 
 
 class MarkNet(SmallNet):
-    """[B, MARK_CHANNELS, h, w] of a clip's looks → logits [B, 1, h/8, w/8]: does a pasted mark cover this cell."""
+    """[B, MARK_CHANNELS, h, w] of a clip's looks → logits [B, 1, h/8, w/8]: does a pasted mark cover this cell. Three
+    halvings and then context."""
+
+    inputs = MARK_CHANNELS
+    pixels = 1
 
     def __init__(self) -> None:
-        super().__init__(MARK_CHANNELS, 1, 3, (16, 24, 32))
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(self.inputs, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 24, 3, stride=2, padding=1),
+            Residual(24),
+            nn.ReLU(),
+            nn.Conv2d(24, 32, 3, stride=2, padding=1),
+            Residual(32),
+            Residual(32, 2),
+            Residual(32, 3),
+            nn.ReLU(),
+        )
+        self.head = nn.Conv2d(32, 1, 1)
+        self.begin()
 
 
 class BlurNet(SmallNet):
-    """[B, 3, h, w] of a picture → [B, 3, h/8, w/8]: log of the blur's width in pixels, log of that answer's variance,
-    and the logit of motion blur (against blur that is the same in all directions)."""
+    """[B, SEEN, h, w] of `measures.blur.network_input` → [B, 2 · DIRECTIONS, h, w]: log of the blur's
+    width in pixels, by direction, then the log of each answer's variance.
+
+    One small network is asked for each direction, and sees the others by how they lie to it: what it learns of one
+    direction it knows of all, and a blur that has a direction need not be learned apart from one that has none.
+    """
+
+    inputs = SEEN
+    pixels = CELL
 
     def __init__(self) -> None:
-        super().__init__(3, 3, 5, (16, 24, 32))
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3 * SEEN // DIRECTIONS + 2, 40, 3, padding=1), Residual(40), Residual(40, 2), nn.ReLU()
+        )
+        self.head = nn.Conv2d(40, 2, 1)
+        self.begin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        along = x.unflatten(1, (DIRECTIONS, -1))
+        level = along.mean((1, 2), keepdim=True)
+        along = along - level  # contrast cancels out; how much there is stands beside it
+        across = along.roll(DIRECTIONS // 2, 1)
+        beside = 0.5 * (along.roll(1, 1) + along.roll(-1, 1))
+        one = level.expand(-1, DIRECTIONS, -1, -1, -1)
+        diagonal = torch.arange(DIRECTIONS, device=x.device).view(1, -1, 1, 1, 1) % 2 + 0 * one
+        out = super().forward(torch.cat([along, across, beside, one, diagonal], dim=2).flatten(0, 1))
+        return out.unflatten(0, (-1, DIRECTIONS)).transpose(1, 2).flatten(1, 2)
 
 
 NETWORKS: dict[str, Callable[[], SmallNet]] = {"watermark": MarkNet, "blur": BlurNet}
