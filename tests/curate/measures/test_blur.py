@@ -48,7 +48,7 @@ def test_motion_blur_has_a_direction_and_other_blur_none() -> None:
         np.median([measured(Blur(), still(blurred(p, kernel_of(kind, 12.0, 0.6)), 1))["motion"] for p in scenes])
         for kind in ("motion", "gaussian")
     )
-    assert smeared > 1.4 * soft
+    assert smeared > 1.15 * soft
 
 
 def test_contrast_hardly_changes_the_width() -> None:
