@@ -138,7 +138,8 @@ def score(truths: dict[str, RawTruth], clips: Sequence[Clip], thumbs: dict[str, 
         if what == "blur":
             for blur in BLURS:
                 # Footage of before there were several carries Gaussian blur, and does not say so.
-                rows[f"  {blur}"] = [clip for clip, d in planted if (d.blur or "gaussian") == blur]
+                of_kind = [clip for clip, d in planted if (d.blur or "gaussian") == blur]
+                rows |= {f"  {blur}": of_kind} if of_kind else {}
         alarms = _share(clean, finder)
         lines += [Line(name, len(those), _share(those, finder), alarms, len(clean)) for name, those in rows.items()]
     titled = [(clip, shot) for clip, shot in found if shot and any(d.kind == "subtitles" for d in shot.defects)]
