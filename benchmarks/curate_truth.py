@@ -30,6 +30,7 @@ from openhunyuan.curate.measures.fingerprint import thumbs_of
 from openhunyuan.curate.run import curate
 from openhunyuan.curate.tables import TABLES, read_rows
 from openhunyuan.recipes.curate import PLAN
+from openhunyuan.tiny.blurs import KINDS as BLURS
 from openhunyuan.tiny.raw import RawTruth, Shot, read_truth, truth_path, write_raw_footage
 
 COPIES = ("re-encoded", "cropped", "mirrored", "subtitle added")
@@ -132,8 +133,15 @@ def score(truths: dict[str, RawTruth], clips: Sequence[Clip], thumbs: dict[str, 
     found = [(clip, shot_of(clip, truths[name])) for name in truths for clip in of[name]]
     clean = [clip for clip, shot in found if shot and not shot.defects]
     for what, (kinds, finder) in FINDERS.items():
-        planted = [clip for clip, shot in found if shot and any(d.kind in kinds for d in shot.defects)]
-        lines.append(Line(what, len(planted), _share(planted, finder), _share(clean, finder), len(clean)))
+        planted = [(clip, d) for clip, shot in found if shot for d in shot.defects[:1] if d.kind in kinds]
+        rows = {what: [clip for clip, _ in planted]}
+        if what == "blur":
+            for blur in BLURS:
+                # Footage of before there were several carries Gaussian blur, and does not say so.
+                of_kind = [clip for clip, d in planted if (d.blur or "gaussian") == blur]
+                rows |= {f"  {blur}": of_kind} if of_kind else {}
+        alarms = _share(clean, finder)
+        lines += [Line(name, len(those), _share(those, finder), alarms, len(clean)) for name, those in rows.items()]
     titled = [(clip, shot) for clip, shot in found if shot and any(d.kind == "subtitles" for d in shot.defects)]
     away = sum(cropped_away(clip, shot) for clip, shot in titled)
     lines.append(Line("subtitle cropped away", len(titled), away / max(len(titled), 1), 0.0, 0))

@@ -41,7 +41,9 @@ SECONDS = 3.0
 BLURS = (("gaussian", 6.0), ("defocus", 6.0), ("motion", 8.0))
 """Blurs put on clips: kind, width in per cent of the shorter side."""
 
-DEFECT = {"watermark": "mark", "logo": "mark", "blur": "blur"}
+MARKS = ("watermark", "logo")
+OTHERS = ("subtitles", "static", "low_contrast", "letterbox")
+"""Defects of rendered footage that neither measure is to take for its own."""
 
 
 @dataclass
@@ -88,14 +90,13 @@ def rendered(folder: Path, minutes: float, seed: int, height: int) -> Iterator[S
         with Footage(video) as footage:
             frames = np.stack([frame.rgb() for frame in footage.frames()])
         for shot in truth.shots:
-            kinds = {defect.kind for defect in shot.defects}
+            defect = shot.defects[0] if shot.defects else None
+            kind = defect.kind if defect else "clean"
             clip = frames[shot.clear_start : shot.clear_end]
-            spoiled = next((DEFECT[k] for k in kinds if k in DEFECT), None if kinds else "clean")
+            spoiled = "mark" if kind in MARKS else f"blur: {defect.blur}" if defect and defect.blur else kind
             name = f"{video.name}:{shot.index}"
-            if spoiled:
+            if spoiled.startswith(("clean", "mark", "blur")) or kind in OTHERS:
                 yield Sample(f"rendered {height}", spoiled, name, clip, truth.fps)
-            elif kinds & {"subtitles", "static", "low_contrast", "letterbox"}:
-                yield Sample(f"rendered {height}", next(iter(kinds)), name, clip, truth.fps)
             if spoiled == "clean":
                 yield from spoilt(f"rendered {height}, other", name, clip, truth.fps, [seed, number, shot.index])
 
@@ -209,6 +210,23 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def told_apart(rows: Sequence[dict[str, Any]]) -> str:
+    """How well `blur.motion` tells motion blur from other blur, and from none: areas under the curve of whole clips."""
+    lines = [
+        "| clips | motion blur against | count | area under the curve of `blur.motion` |",
+        "| --- | --- | --: | --: |",
+    ]
+    for group in dict.fromkeys(row["group"].removesuffix(", other") for row in rows):
+        known = [r for r in rows if r["group"].removesuffix(", other") == group and r.get("blur.motion") is not None]
+        motion = np.array([r["blur.motion"] for r in known if r["spoiled"] == "blur: motion"])
+        for what, kinds in (("other blur", ("blur: gaussian", "blur: defocus")), ("none", ("clean",))):
+            others = np.array([r["blur.motion"] for r in known if r["spoiled"] in kinds])
+            if len(motion) and len(others):
+                wins = (motion[:, None] > others).mean() + 0.5 * (motion[:, None] == others).mean()
+                lines.append(f"| {group} | {what} | {len(motion)} : {len(others)} | {wins:.3f} |")
+    return "\n".join(lines)
+
+
 def _values(rows: Sequence[dict[str, Any]], score: str) -> np.ndarray:
     """A score that could not be had passes every threshold: it counts as 0."""
     return np.array([r[score] if r[score] is not None else 0.0 for r in rows if score in r])
@@ -241,6 +259,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tally = measure_all(samples(), args.what, file)
     print(table(tally.rows))
     print()
+    if args.what != "mark":
+        print(told_apart(tally.rows))
+        print()
     print(costs(tally.seconds))
 
 

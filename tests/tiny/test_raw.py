@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.video import read_video
-from openhunyuan.tiny.raw import DEFECTS, TRANSITIONS, Defect, RawTruth, Shot, read_truth, write_raw_footage
+from openhunyuan.tiny.blurs import KINDS
+from openhunyuan.tiny.raw import (
+    BLUR_WIDTHS,
+    DEFECTS,
+    TRANSITIONS,
+    Defect,
+    RawTruth,
+    Shot,
+    read_truth,
+    write_raw_footage,
+)
 from openhunyuan.tiny.world import render
 
 HEIGHT, WIDTH, FPS = 96, 160, 12.0
@@ -118,18 +128,47 @@ def test_static_shots_stand_and_slow_shots_crawl(footage: Footage) -> None:
         assert shot.scene.motion != "still"
 
 
-def test_blur_and_low_contrast(footage: Footage) -> None:
-    def sharpest(frames: NDArray[np.float64]) -> float:
-        return float(np.abs(np.diff(frames[len(frames) // 2].mean(-1), axis=1)).max())
-
+def test_low_contrast(footage: Footage) -> None:
     clean = [shot for shot in footage.truth.shots if not shot.defects]
-    for shot, _ in footage.with_defect("blur"):
-        if shot.index in undissolved(footage):
-            assert sharpest(footage.clear(shot)) < 0.55 * sharpest(undamaged(shot)), shot.prompt
     for shot, _ in footage.with_defect("low_contrast"):
         low, high = np.percentile(footage.clear(shot).mean(-1), [0.5, 99.5])
         assert high - low < 45
     assert min(np.ptp(np.percentile(footage.clear(shot), [0.5, 99.5])) for shot in clean) > 80
+
+
+@pytest.fixture(scope="module")
+def blurs(tmp_path_factory: pytest.TempPathFactory) -> Footage:
+    """Footage in which every second shot is blurred."""
+    path = tmp_path_factory.mktemp("blurs") / "raw.mp4"
+    options = {"fps": FPS, "height": HEIGHT, "width": WIDTH, "defects": ("blur",)}
+    truth = write_raw_footage(path, seed=5, duration_s=40, **options, shot_seconds=(1.2, 1.6))
+    return Footage(path, truth, read_video(path)[0])
+
+
+def test_blurs_are_of_all_kinds_and_as_wide_as_the_truth_says(blurs: Footage) -> None:
+    def steepest(frames: NDArray[np.float64], angle: float) -> float:
+        down, across = np.gradient(frames[len(frames) // 2], axis=(0, 1))
+        return float(np.abs(across * np.cos(angle) + down * np.sin(angle)).max())
+
+    found = blurs.with_defect("blur")
+    assert {defect.blur for _, defect in found} == set(KINDS)
+    for shot, defect in found:
+        assert defect.blur_width is not None and BLUR_WIDTHS[0] <= defect.blur_width <= BLUR_WIDTHS[1]
+        assert (defect.blur_angle is None) == (defect.blur != "motion")
+        if shot.index in undissolved(blurs):
+            angle = defect.blur_angle or 0.0
+            soft, sharp = blurs.clear(shot), undamaged(shot)
+            assert steepest(soft, angle) < 0.55 * steepest(sharp, angle), (shot.prompt, defect)
+
+
+def test_which_blur_it_is_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"duration_s": 16.0, "fps": 12.0, "height": 32, "width": 48, "defects": ("blur", "logo")}
+    one = write_raw_footage(tmp_path / "a.mp4", 1, **options)
+    monkeypatch.setattr("openhunyuan.tiny.raw.KINDS", ("gaussian",))
+    two = write_raw_footage(tmp_path / "b.mp4", 1, **options)
+    kinds = [{d.blur for shot in truth.shots for d in shot.defects if d.kind == "blur"} for truth in (one, two)]
+    assert kinds[0] != kinds[1] == {"gaussian"}
+    assert [shot.scene for shot in one.shots] == [shot.scene for shot in two.shots] and one.cuts == two.cuts
 
 
 def test_letterbox_bars_are_black_and_the_picture_between(footage: Footage) -> None:

@@ -56,7 +56,7 @@ FILTERS = (
     Filter(name="motion", score="motion.speed", at_least=1.0, reason="hardly moves"),
     Filter(name="frozen", score="quality.frozen_share", at_most=0.5, reason="repeats frames"),
     Filter(name="contrast", score="quality.contrast", at_least=45.0, reason="has hardly any contrast"),
-    Filter(name="clarity", score="blur.width", at_most=3.2, reason="is blurred"),
+    Filter(name="clarity", score="blur.width", at_most=2.2, reason="is blurred"),
     Filter(name="overlay", score="watermark.across", at_most=0.9, reason="has a watermark or logo"),
     Filter(name="text", score="text.other_share", at_most=0.01, reason="has text on it"),
 )
@@ -126,7 +126,7 @@ SETS = (
             _MARK,
             _text(0.01, removes=12),
             _contrast(45.0, removes=3),
-            _clear(3.2, removes=10),
+            _clear(2.2, removes=10),
         ),
     ),
     TrainingSet(
@@ -139,7 +139,7 @@ SETS = (
             _at_most("blocks", "quality.blockiness", 1.3, "shows blocks of its codec", "other", removes=2),
             # Stands in for an aesthetic model, and is refused as a proxy; `models.choice` puts models in its place.
             _at_least("colour", "quality.colourfulness", 12.0, "is almost without colour", "aesthetic", removes=13),
-            _clear(2.4),
+            _clear(1.65),
         ),
         refuse_proxies=True,
     ),
@@ -151,7 +151,7 @@ SETS = (
             _text(0.0),
             _moves(2.0),
             _contrast(60.0),
-            _clear(1.8, removes=4),
+            _clear(1.25, removes=4),
             _at_least("source", YIELD, 0.25, "is of a source with few good clips", "source", removes=4),
         ),
         refuse_proxies=True,
@@ -160,9 +160,9 @@ SETS = (
         name="image-256",
         kind="image",
         # Of the scores for marks, only a detector's (`--overlay detector`) says something about a still picture.
-        filters=(_side(256), _SUBTITLES, _MARK, _text(0.01), _contrast(30.0), _clear(3.2)),
+        filters=(_side(256), _SUBTITLES, _MARK, _text(0.01), _contrast(30.0), _clear(2.2)),
     ),
-    TrainingSet(name="image-512", kind="image", filters=(_side(512), _contrast(60.0), _clear(2.4))),
+    TrainingSet(name="image-512", kind="image", filters=(_side(512), _contrast(60.0), _clear(1.65))),
 )
 
 LADDER_PLAN = replace(PLAN, filters=POOL, ladder=Ladder(sets=SETS))

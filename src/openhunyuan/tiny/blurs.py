@@ -1,9 +1,10 @@
 """Pictures blurred by kernels of known width: defocus, Gaussian, motion. What `train blur` learns from.
 
 The width of a blur is what it makes of a clean step: the step over its steepest slope, in pixels. For a Gaussian that
-is σ·√(2π), for a disc of radius r it is πr/2, for a straight motion of length L it is L (across the motion). Widths of
-kernels that follow each other add as squares, also to the `SHARP` pixels of a picture that is in focus; that is exact
-for Gaussians and near enough for the others.
+is σ·√(2π), for a disc of radius r it is πr/2. For a straight motion of length L it depends on which way the step goes:
+L·|cos| of the angle between the motion and the step, so that edges along the motion stay sharp. Widths of kernels that
+follow each other add as squares, also to the `SHARP` pixels of a picture that is in focus; that is exact for Gaussians
+and near enough for the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openhunyuan.base.require import require
+from openhunyuan.curate.models.small_forward import DIRECTIONS
 from openhunyuan.tiny.pictures import PHOTOGRAPHS, Picture, Rng, noisy, small_photograph, texture, toned, world_clip
 
 SHARP = 1.4
@@ -22,6 +24,9 @@ SHARP = 1.4
 
 WIDTHS = (1.5, 26.0)
 MARGIN = 26
+"""Pixels around what is labelled: blur and lags reach outwards."""
+AROUND = 16
+"""Of these, the pixels that are shown with a pair, two cells: what the lags of `curate.measures.blur` see."""
 IN_FOCUS = tuple(name for name in PHOTOGRAPHS if name not in ("hubble_deep_field", "moon", "retina", "text"))
 """Photographs without much blur of their own."""
 
@@ -30,11 +35,19 @@ KINDS = ("gaussian", "defocus", "motion")
 
 @dataclass(frozen=True)
 class Kernel:
-    """weights: float32 [k, k] that add up to 1. width: of the blur that it makes, in pixels."""
+    """weights: float32 [k, k] that add up to 1. width: of the blur that it makes, in pixels. angle: of a motion, in
+    radians from x to y; None: the same in all directions."""
 
     weights: NDArray[np.float32]
     width: float
-    motion: bool
+    angle: float | None = None
+
+    @property
+    def widths(self) -> NDArray[np.float64]:
+        """[DIRECTIONS]: what it makes of a step that goes in each direction, in pixels."""
+        if self.angle is None:
+            return np.full(DIRECTIONS, self.width)
+        return self.width * np.abs(np.cos(self.angle - np.pi * np.arange(DIRECTIONS) / DIRECTIONS))
 
 
 def kernel_of(kind: str, width: float, angle: float = 0.0) -> Kernel:
@@ -53,7 +66,7 @@ def kernel_of(kind: str, width: float, angle: float = 0.0) -> Kernel:
         dense = ((np.abs(along) <= width / 2) & (np.abs(aside) <= 0.5)).astype(np.float32)
     size = 2 * reach + 1
     weights = dense.reshape(size, fine, size, fine).mean(axis=(1, 3))
-    return Kernel((weights / weights.sum()).astype(np.float32), width, kind == "motion")
+    return Kernel((weights / weights.sum()).astype(np.float32), width, angle if kind == "motion" else None)
 
 
 def random_kernel(rng: Rng) -> Kernel:
@@ -69,8 +82,8 @@ def blurred(picture: Picture, kernel: Kernel) -> Picture:
 
 @dataclass(frozen=True)
 class BlurPair:
-    """picture: uint8 [size, size, 3]. targets: float32 [3, size/8, size/8]: log of the width in pixels; whether it is
-    motion; how much the cell counts (0 where two widths meet)."""
+    """picture: uint8 [size + 2 · AROUND] twice and 3 colours. targets, of its middle: float32 [DIRECTIONS + 1, size/8,
+    size/8], log of the width in pixels, by direction; how much the cell counts (0 where two widths meet)."""
 
     picture: Picture
     targets: NDArray[np.float32]
@@ -88,7 +101,7 @@ def sharp_picture(rng: Rng, least: int) -> Picture:
 
 
 def blur_pair(rng: Rng, size: int, picture: Picture | None = None, cell: int = 8) -> BlurPair:
-    """One training pair of `size` × `size` pixels, cut from `picture` or from one that is drawn.
+    """One training pair of `size` × `size` labelled pixels, cut from `picture` or from one that is drawn.
 
     A fifth are left sharp; of the others a fifth has two widths, a clear part in front of an unsharp one or the other
     way round.
@@ -100,12 +113,11 @@ def blur_pair(rng: Rng, size: int, picture: Picture | None = None, cell: int = 8
     crop = toned(rng, np.ascontiguousarray(whole[top : top + outer, left : left + outer]))
     crop = np.rot90(crop, int(rng.integers(4))).copy()
     cells = size // cell
-    widths, motion = np.full((cells, cells), SHARP), np.zeros((cells, cells))
-    counts = np.ones((cells, cells))
+    widths, counts = np.full((DIRECTIONS, cells, cells), SHARP), np.ones((cells, cells))
     if rng.random() >= 0.2:
         kernel = random_kernel(rng)
         soft = blurred(crop, kernel)
-        wide = float(np.hypot(SHARP, kernel.width))
+        wide = np.hypot(SHARP, kernel.widths)[:, None, None]
         if rng.random() < 0.2:
             mask = np.zeros((outer, outer), np.uint8)
             centre = (int(rng.integers(outer)), int(rng.integers(outer)))
@@ -115,13 +127,14 @@ def blur_pair(rng: Rng, size: int, picture: Picture | None = None, cell: int = 8
             inner = mask[MARGIN : MARGIN + size, MARGIN : MARGIN + size]
             share = inner.reshape(cells, cell, cells, cell).mean(axis=(1, 3))
             crop = np.where(mask[..., None] > 0, soft, crop)
-            widths, motion = np.where(share > 0.5, wide, SHARP), (share > 0.5) * float(kernel.motion)
+            widths = np.where(share > 0.5, wide, SHARP)
             # The rim between the two is a sharp edge of its own, and its neighbours see it.
             mixed = ((share > 0.0) & (share < 1.0)).astype(np.uint8)
             counts = 1.0 - cv2.dilate(mixed, np.ones((3, 3), np.uint8))
         else:
             crop = soft
-            widths, motion = np.full((cells, cells), wide), np.full((cells, cells), float(kernel.motion))
-    inside = np.ascontiguousarray(crop[MARGIN : MARGIN + size, MARGIN : MARGIN + size])
+            widths[:] = wide
+    edge = MARGIN - AROUND
+    inside = np.ascontiguousarray(crop[edge : outer - edge, edge : outer - edge])
     (inside,) = noisy(rng, [inside])
-    return BlurPair(inside, np.stack([np.log(widths), motion, counts]).astype(np.float32))
+    return BlurPair(inside, np.concatenate([np.log(widths), counts[None]]).astype(np.float32))

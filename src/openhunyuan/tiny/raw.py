@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from openhunyuan.base.errors import UserError
 from openhunyuan.base.record import Record
 from openhunyuan.caption.schema import Caption
+from openhunyuan.tiny.blurs import KINDS, blurred, kernel_of
 from openhunyuan.tiny.world import Frames, Scene, clip_times, render, sample_scene
 
 DEFECTS: tuple[str, ...] = (
@@ -50,8 +51,8 @@ CAMERA_SHARE, PHOTO_SHARE = 0.45, 0.15
 SLOW_SPAN = 0.06
 """The share of its motion that a too-slow shot shows."""
 
-BLUR_SIGMA = 0.025
-"""Standard deviation of the blur, as a fraction of the shorter side."""
+BLUR_WIDTHS = (0.05, 0.1)
+"""How wide a blurred shot's steps are, as a fraction of the shorter side (`tiny.blurs` says what the width is)."""
 
 CONTRAST = 0.15
 CONTRAST_LEVEL = 112.0
@@ -85,7 +86,8 @@ class Defect(Record):
 
     `box` is (left, top, right, bottom) in pixels: the overlay's extent, or for a letterbox the picture between the
     bars. `text` is what a subtitle or watermark says, `duplicate_of` the index of the shot that a near-duplicate
-    repeats.
+    repeats. `blur` is a kind of `tiny.blurs`, over the whole picture: "motion" is that of a camera that pans steadily
+    while the shutter is open, along `blur_angle` (radians from x to y). `blur_width` is a fraction of the shorter side.
     """
 
     kind: str
@@ -94,6 +96,9 @@ class Defect(Record):
     box: Box | None = None
     text: str | None = None
     duplicate_of: int | None = None
+    blur: str | None = None
+    blur_width: float | None = None
+    blur_angle: float | None = None
 
 
 class Shot(Record):
@@ -318,6 +323,14 @@ def _defects(
     rng: np.random.Generator, kind: str, start: int, end: int, original: int | None, size: tuple[int, int]
 ) -> tuple[Defect, ...]:
     height, width = size
+    if kind == "blur":
+        # Of a generator of its own: what comes after does not depend on which blur this is.
+        (own,) = rng.spawn(1)
+        low, high = np.log(BLUR_WIDTHS)
+        blur, share = KINDS[int(own.integers(len(KINDS)))], round(float(np.exp(own.uniform(low, high))), 4)
+        angle = round(float(own.uniform(0, np.pi)), 4) if blur == "motion" else None
+        where: dict[str, Any] = {"start_frame": start, "end_frame": end}
+        return (Defect(kind=kind, **where, blur=blur, blur_width=share, blur_angle=angle),)
     if kind == "subtitles":
         middle = (start + end) // 2
         first, second = (SUBTITLES[int(i)] for i in rng.choice(len(SUBTITLES), 2, replace=False))
@@ -413,10 +426,10 @@ def _damage(defect: Defect, frames: Frames, first: int) -> None:
     import cv2
 
     height, width = frames.shape[1:3]
-    if defect.kind == "blur":
-        sigma = BLUR_SIGMA * min(height, width)
+    if defect.kind == "blur" and defect.blur and defect.blur_width:
+        kernel = kernel_of(defect.blur, defect.blur_width * min(height, width), defect.blur_angle or 0.0)
         for frame in frames:
-            frame[:] = cv2.GaussianBlur(frame, (0, 0), sigma)
+            frame[:] = blurred(frame, kernel)
     elif defect.kind == "low_contrast":
         frames[:] = np.rint(CONTRAST_LEVEL + CONTRAST * (frames.astype(np.float32) - CONTRAST_LEVEL))
     elif defect.kind == "near_duplicate":

@@ -1,10 +1,16 @@
 """How wide blur is, by the small network."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from openhunyuan.curate.measures.blur import Blur, blur_of, network_input, tiles
+from openhunyuan.base.video import write_video
+from openhunyuan.curate.measures.blur import LAGS, Blur, network_input, tiles, widths_of
+from openhunyuan.curate.models.small_forward import DIRECTIONS, SEEN
+from openhunyuan.curate.run import curate
+from openhunyuan.recipes.curate import PLAN
 from openhunyuan.tiny.blurs import blurred, kernel_of
 from openhunyuan.tiny.world import render, sample_scene
 from tests.curate.measures.test_measures import measured
@@ -34,7 +40,16 @@ def test_wider_blur_is_said_to_be_wider(kind: str) -> None:
         for width in (2.0, 6.0, 14.0)
     ]
     assert sharp < widths[1] < widths[2]
-    assert widths[0] < 3.2 < widths[2]
+    assert widths[0] < 2.2 < widths[2]
+
+
+def test_motion_blur_has_a_direction_and_other_blur_none() -> None:
+    scenes = [scene(number) for number in range(6)]
+    smeared, soft = (
+        np.median([measured(Blur(), still(blurred(p, kernel_of(kind, 12.0, 0.6)), 1))["motion"] for p in scenes])
+        for kind in ("motion", "gaussian")
+    )
+    assert smeared > 1.15 * soft
 
 
 def test_contrast_hardly_changes_the_width() -> None:
@@ -45,38 +60,62 @@ def test_contrast_hardly_changes_the_width() -> None:
     assert other == pytest.approx(one, rel=0.25)
 
 
+def cells_of(width: float, log_variance: float) -> np.ndarray:
+    """What the network says where every cell says the same in every direction."""
+    cells = np.full((2 * DIRECTIONS, 4, 4), np.log(width), np.float32)
+    cells[DIRECTIONS:] = log_variance
+    return cells
+
+
 def test_an_even_picture_has_no_width() -> None:
-    cells = np.zeros((3, 4, 4), np.float32)
-    cells[1] = 1.0
-    assert blur_of(cells, 100, clearest=0.25, unsure=0.6) is None
+    assert np.isnan(widths_of(cells_of(1.0, 1.0), clearest=0.25, unsure=0.6)).all()
+    assert measured(Blur(), still(np.full((72, 128, 3), 90, np.uint8))) == {"width": None, "motion": None}
 
 
 def test_the_clear_part_decides_and_unsure_cells_do_not() -> None:
-    cells = np.zeros((3, 4, 4), np.float32)
-    cells[0], cells[1] = np.log(12.0), -3.0
-    cells[0, :2, :3] = np.log(2.0)
-    assert blur_of(cells, 200, clearest=0.25, unsure=0.6) == pytest.approx(1.0)
-    cells[1, :2, :3] = 2.0  # the network does not know what it sees there
-    assert blur_of(cells, 200, clearest=0.25, unsure=0.6) == pytest.approx(6.0)
+    cells = cells_of(12.0, -3.0)
+    cells[:DIRECTIONS, :2, :3] = np.log(2.0)
+    assert widths_of(cells, clearest=0.25, unsure=0.6) == pytest.approx(2.0)
+    cells[DIRECTIONS:, :2, :3] = 2.0  # the network does not know what it sees there
+    assert widths_of(cells, clearest=0.25, unsure=0.6) == pytest.approx(12.0)
 
 
-@pytest.mark.parametrize("height, width, count", [(144, 256, 3 * 4), (180, 320, 3 * 5), (40, 100, 2), (64, 64, 1)])
+def test_each_direction_is_asked_alone_and_odd_cells_of_one_do_not_count() -> None:
+    cells = cells_of(2.0, -3.0)
+    cells[1] = np.log(12.0)
+    assert widths_of(cells, clearest=0.25, unsure=0.6) == pytest.approx([2.0, 12.0, 2.0, 2.0])
+    cells[DIRECTIONS + 1].flat[1:] = 2.0  # only one cell knows
+    found = widths_of(cells, clearest=0.25, unsure=0.6)
+    assert np.isnan(found[1]) and found[[0, 2, 3]] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("height, width, count", [(18, 32, 3 * 4), (23, 40, 3 * 5), (5, 13, 2), (8, 8, 1)])
 def test_tiles_cover_the_picture(height: int, width: int, count: int) -> None:
-    picture = np.arange(height * width * 3, dtype=np.int64).reshape(height, width, 3)
-    found = tiles(picture)
-    assert {tile.shape for tile in found} == {(64, 64, 3)}
+    seen = np.arange(2 * height * width).reshape(2, height, width)
+    found = tiles(seen)
+    assert {tile.shape for tile in found} == {(2, 8, 8)}
     assert len(found) == count
-    assert np.array_equal(np.unique(np.stack(found)), np.arange(picture.size))
+    assert np.array_equal(np.unique(np.stack(found)), np.arange(seen.size))
 
 
-def test_the_input_has_no_mean_and_noise_is_not_blown_up() -> None:
-    rng = np.random.default_rng(0)
-    x = network_input(rng.integers(0, 256, (40, 60, 3), np.uint8))
-    assert x.shape == (3, 40, 60)
-    assert float(np.abs(x.mean(axis=(1, 2))).max()) < 1e-4
-    assert float(x.std()) == pytest.approx(1.0, abs=0.01)
-    wall = (128 + rng.integers(0, 2, (40, 60, 3))).astype(np.uint8)
-    assert float(network_input(wall).std()) < 0.1
+@pytest.mark.parametrize("direction", range(DIRECTIONS))
+def test_what_the_network_sees_is_largest_across_the_edges_and_grows_with_the_distance(direction: int) -> None:
+    y, x = np.mgrid[:96, :128]
+    towards = np.pi * direction / DIRECTIONS
+    wave = np.sin((x * np.cos(towards) + y * np.sin(towards)) / 10)
+    red = np.stack([128 + 90 * wave, 120 - 30 * wave, 90 - 0 * wave], axis=-1).astype(np.uint8)
+    seen = network_input(red).reshape(DIRECTIONS, len(LAGS), 2, 12, 16)
+    inside = seen[..., 2:-2, 2:-2].mean(axis=(2, 3, 4))
+    assert inside[:, 2].argmax() == direction
+    assert inside[(direction + 2) % DIRECTIONS].max() < 1.5  # along the edges there is next to nothing
+    assert (np.diff(inside[direction]) > 0).all()
+
+
+def test_noise_on_a_wall_is_next_to_nothing_and_sides_need_no_multiples() -> None:
+    wall = (128 + np.random.default_rng(0).integers(0, 2, (43, 61, 3))).astype(np.uint8)
+    seen = network_input(wall)
+    assert seen.shape == (SEEN, 6, 8)
+    assert seen.min() >= 0 and seen.max() < 0.7
 
 
 def test_a_large_picture_is_looked_at_smaller() -> None:
@@ -84,3 +123,16 @@ def test_a_large_picture_is_looked_at_smaller() -> None:
     large = cv2.resize(small, (640, 360), interpolation=cv2.INTER_CUBIC)
     one, other = (measured(Blur(), still(p))["width"] for p in (small, large))
     assert other == pytest.approx(one, rel=0.35)
+
+
+def test_the_default_plan_drops_motion_blur_and_keeps_fast_motion(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    drawn = next(s for s in iter(lambda: sample_scene(rng, "heldout"), None) if s.motion not in ("still", "orbits"))
+    sharp = render(drawn, num_frames=25, height=144, width=256)
+    smeared = np.stack([blurred(frame, kernel_of("motion", 12.0, 2.0)) for frame in sharp])
+    for name, frames in (("sharp", sharp), ("smeared", smeared)):
+        write_video(tmp_path / "raw" / f"{name}.mp4", frames, 24.0)
+    clips = {Path(c.source).stem: c for c in curate(tmp_path / "raw", tmp_path / "data", PLAN).clips}
+    assert clips["sharp"].scores["motion.speed"] > 6
+    assert clips["sharp"].dropped is None
+    assert clips["smeared"].dropped and clips["smeared"].dropped.reason.startswith("is blurred")

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from openhunyuan.base.weights import load_safetensors
-from openhunyuan.curate.measures.blur import Blur
+from openhunyuan.curate.measures.blur import Blur, network_input
 from openhunyuan.curate.models.small import NETWORKS
+from openhunyuan.curate.models.small_forward import DIRECTIONS, SEEN
 from openhunyuan.curate.models.weights import fill, read_tensors
 from openhunyuan.recipes import blur, watermark
 from openhunyuan.recipes.registry import SMALL_NETWORKS
+from openhunyuan.tiny.blurs import blurred, kernel_of
 from openhunyuan.train.config import OptimizerConfig
 from openhunyuan.train.estimate import estimate
 from openhunyuan.train.tasks.small import BlurTask, MarkTask, SmallTrainConfig, train_small
@@ -66,6 +68,32 @@ def test_mirrored_pairs_of_marks_have_the_mirrored_slope() -> None:
     assert seen == {True, False}
 
 
+def test_directions_turn_with_the_picture() -> None:
+    """A smeared picture that is turned is seen as what was seen of it, turned; and so are the widths."""
+    rng = np.random.default_rng(0)
+    kernel = kernel_of("motion", 20.0, 0.9)
+    picture = blurred(rng.integers(0, 256, (64, 64, 3), np.uint8), kernel)
+    seen = network_input(picture)
+    y = np.ones((DIRECTIONS + 1, 8, 8), np.float32)
+    y[:DIRECTIONS] = kernel.widths[:, None, None]
+    task = BlurTask(blur.CONFIG, (seen[None], y[None]), (seen[None], y[None]))
+    ways = set()
+    for number in range(24):
+        a, b = task.turned(np.random.default_rng(number), seen, y)
+        draws = np.random.default_rng(number)
+        turns, mirrored = int(draws.integers(4)), draws.random() < 0.5
+        laid = np.rot90(picture, turns)
+        laid = np.ascontiguousarray(laid[:, ::-1] if mirrored else laid)
+        angle = (-1 if mirrored else 1) * (0.9 - turns * np.pi / 2)
+        assert np.abs(a - network_input(laid)).mean() < 0.15
+        assert np.allclose(b[:DIRECTIONS, 0, 0], kernel_of("motion", 20.0, angle).widths, atol=1e-4)
+        assert b.shape == y.shape and (b[DIRECTIONS] == 1).all()
+        ways.add((turns, mirrored))
+    assert len(ways) == 8
+    other = network_input(picture.transpose(1, 0, 2)[::-1].copy())
+    assert np.abs(seen - other).mean() > 0.3  # what is compared tells one way from another
+
+
 def test_cells_without_weight_change_no_loss() -> None:
     y = np.zeros((1, 2, 4, 4), np.float32)
     y[:, 1] = 1
@@ -85,15 +113,15 @@ def test_cells_without_weight_change_no_loss() -> None:
 
 
 def test_a_sure_and_right_width_costs_least() -> None:
-    y = np.zeros((1, 3, 4, 4), np.float32)
-    y[0, 0], y[0, 2] = np.log(5.0), 1.0
-    x = np.zeros((1, 32, 32, 3), np.uint8)
+    y = np.ones((1, DIRECTIONS + 1, 4, 4), np.float32)
+    y[0, :DIRECTIONS] = np.log(5.0)
+    x = np.zeros((1, SEEN, 4, 4), np.float16)
     task = BlurTask(blur.CONFIG, (x, y), (x, y))
     wanted = torch.from_numpy(y)
 
     def cost(width: float, variance: float) -> float:
-        out = torch.zeros(1, 3, 4, 4)
-        out[:, 0], out[:, 1] = float(np.log(width)), variance
+        out = torch.full((1, 2 * DIRECTIONS, 4, 4), float(np.log(width)))
+        out[:, DIRECTIONS:] = variance
         return float(task.score(out, wanted)[0])
 
     assert cost(5.0, -4.0) < cost(5.0, 0.0) < cost(9.0, -4.0)

@@ -110,7 +110,7 @@ SCORES: dict[str, dict[str, Limit]] = {
         "watermark": Limit("watermark.across", 0.9),
         "detector": Limit("watermark_detector.confidence", 0.5),
     },
-    "clarity": {"edges": Limit("clarity.edge_width", 3.2), "blur": Limit("blur.width", 3.2)},
+    "clarity": {"edges": Limit("clarity.edge_width", 3.2), "blur": Limit("blur.width", 2.2)},
 }
 """Limits that mean about the same, by field of `Choice` and its value; other limits on clarity are scaled by them."""
 

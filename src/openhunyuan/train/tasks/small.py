@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from openhunyuan.base.weights import save_safetensors
 from openhunyuan.curate.models.small import NETWORKS, SmallNet
+from openhunyuan.curate.models.small_forward import DIRECTIONS
 from openhunyuan.train.config import BatchShape, OptimizerConfig, Stage, Strict, TrainConfig
 from openhunyuan.train.estimate import Workload
 from openhunyuan.train.loop import Batch, StepContext, Trainer
@@ -149,37 +150,34 @@ class MarkTask(SmallTask):
 
 
 class BlurTask(SmallTask):
-    """Width of blur as a Gaussian over its log, and motion. Inputs are pictures [N, h, w, 3]; targets as `BlurPair`."""
+    """Width of blur by direction, a Gaussian over its log. Inputs are kept as float16; targets as `BlurPair`."""
 
     def inputs(self, drawn: np.ndarray) -> np.ndarray:
-        from openhunyuan.curate.measures.blur import network_input
-
-        return np.stack([network_input(picture) for picture in drawn])
+        return drawn.astype(np.float32)
 
     def turned(self, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Any of the eight ways to lay a square."""
+        """Any of the eight ways to lay a square; directions turn with it."""
         turns = int(rng.integers(4))
-        x, y = np.rot90(x, turns, axes=(0, 1)), np.rot90(y, turns, axes=(1, 2))
-        return (x[:, ::-1], y[:, :, ::-1]) if rng.random() < 0.5 else (x, y)
+        x, y = (np.rot90(cells, turns, axes=(1, 2)) for cells in (x, y))
+        of = np.arange(DIRECTIONS) + turns * DIRECTIONS // 2
+        if rng.random() < 0.5:
+            x, y, of = x[..., ::-1], y[..., ::-1], -of
+        of %= DIRECTIONS
+        return x.reshape(DIRECTIONS, -1, *x.shape[1:])[of].reshape(x.shape), y[[*of, DIRECTIONS]]
 
     def score(self, out: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
-        log_width, motion, counts = targets.unbind(1)
-        mean, variance, logit = out.unbind(1)
-        variance = variance.clamp(NARROWEST_VARIANCE, 4.0)
+        log_width, counts = targets[:, :DIRECTIONS], targets[:, DIRECTIONS:].expand(-1, DIRECTIONS, -1, -1)
+        mean, variance = out[:, :DIRECTIONS], out[:, DIRECTIONS:].clamp(NARROWEST_VARIANCE, 4.0)
         error = mean - log_width
         each = 0.5 * (error.square() * (-variance).exp() + variance)
-        # Motion is asked of cells that say something, and more where blur is wide enough to have a direction.
-        telling = counts * (-variance.detach()).exp().clamp(max=20.0)
-        asked = F.binary_cross_entropy_with_logits(logit, motion, reduction="none")
         total = counts.sum().clamp(min=1)
-        loss = (each * counts).sum() / total + 0.5 * (asked * telling).sum() / telling.sum().clamp(min=1e-6)
+        loss = (each * counts).sum() / total
         with torch.no_grad():
             sure = counts * (variance < 2 * np.log(0.6))
             values: dict[str, Tensor | float] = {
                 "loss": loss.detach(),
                 "sure": sure.sum() / total,
                 "error": (error.abs() * sure).sum() / sure.sum().clamp(min=1),
-                "motion_right": (((logit > 0) == (motion > 0.5)) * telling).sum() / telling.sum().clamp(min=1e-6),
             }
         return loss, values
 
@@ -209,10 +207,10 @@ def small_workloads(config: SmallTrainConfig) -> list[Workload]:
     """The run as the estimate sees it."""
     with torch.device("meta"):
         network = NETWORKS[config.network]()
-    channels: int = network.body[0].in_channels  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
 
     def forward(shape: BatchShape) -> Any:
-        return network(torch.empty(shape.batch_size, channels, shape.height, shape.width, device="meta"))
+        height, width = shape.height // network.pixels, shape.width // network.pixels
+        return network(torch.empty(shape.batch_size, network.inputs, height, width, device="meta"))
 
     return [Workload(small_loop(config), {"net": network}, forward, lambda shape: shape.height * shape.width // 64)]
 
