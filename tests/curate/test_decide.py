@@ -116,6 +116,6 @@ def test_duplicates_and_groups_of_what_passes() -> None:
     # The wider one is kept; what another filter drops connects nothing.
     assert [c.duplicate_of for c in result] == [clips[1].id, None, clips[3].id, None, None]
     assert [c.dropped and c.dropped.stage for c in result] == ["duplicate", None, "duplicate", None, "motion"]
-    assert sorted(c.concept for c in result if not c.dropped) == [0, 1]
+    assert {c.concept for c in result if not c.dropped} == {0, 1}
     # Where the measure was not run, clips are left as they are.
     assert not any(c.dropped or c.concept for c in decide(clips, {}, {}, (), None, *plan).clips)

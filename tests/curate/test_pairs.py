@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def test_what_is_stopped_goes_on_and_what_fails_is_said(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compare_all(tmp_path, table, STAGE, [names], stopped)
     assert not (tmp_path / ".work/compared").exists()
-    with pytest.raises(UserError, match="Not all clips could be compared .took too long"):
+    with pytest.raises(UserError, match=r"Not all clips could be compared \(took too long"):
         compare_all(tmp_path, table, STAGE, [names], lambda jobs: [Result(job, error="took too long") for job in jobs])
     result = compare_all(tmp_path, table, STAGE, [names], rest)
     assert not {*stopped.keys} & {*rest.keys} and len(stopped.keys + rest.keys) == 6
@@ -136,9 +135,6 @@ def test_kinds_are_not_compared_with_each_other_and_lost_rows_make_new_clips(tmp
     result = compare_all(tmp_path, table, STAGE, [names[:4], names[4:]], Here())
     assert not any(i < 4 <= j for i, j in found(result, names))
     assert len(result.rows()) == 2
-    table.forget({names[0]})
-    table.add([Outcome(names[0], ({"thumbs": films[1].astype(np.float16).tobytes(), "appearance": [1.0]},))])
-    (tmp_path / "x").mkdir()
     lost, again = Here(), Here()
     table.forget({names[0]})
     compare_all(tmp_path, table, STAGE, [names[1:4]], lost)
@@ -266,7 +262,6 @@ def test_a_run_killed_while_it_compares_loses_only_what_it_was_at(
 def test_a_forgotten_source_is_in_no_table_and_takes_no_other_pair_along(tmp_path: Path) -> None:
     raw, data = tmp_path / "raw", tmp_path / "data"
     write_copies(raw)
-    shutil.rmtree(raw / "nothing", ignore_errors=True)
     curate(raw, data, PLAN)
     (gone,) = clips_from(data, find_source(data, "0.mp4"))
     (pairs,) = data.glob("tables/duplicates/*")
