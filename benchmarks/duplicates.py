@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from openhunyuan.curate.duplicates import Duplicates, better_of
+from openhunyuan.curate.duplicates import NEAR, Duplicates, better_of, described, near_pairs, same_pairs
 from openhunyuan.curate.engine import Processes
 from openhunyuan.curate.measures.fingerprint import MOMENTS, Fingerprint, lab_thumbs, thumbs_of
 from openhunyuan.curate.pairs import Pairs, compare, compare_all, pairs_of
@@ -125,6 +125,18 @@ def run(side: str, data: Path, count: int, workers: int, revision: str) -> dict[
     }
 
 
+def first_sight(data: Path, clips: int) -> str:
+    """How much of the comparison of some clips is the first sight, which every pair needs."""
+    rows = read_rows(Table(data, Fingerprint()).folder)
+    seen = described(np.stack([thumbs_of(row) for (row,) in list(rows.values())[:clips]]))
+    start = time.process_time()
+    near = near_pairs(seen.mean, NEAR)
+    first = time.process_time() - start
+    same_pairs(seen, Duplicates())
+    whole = time.process_time() - start - first
+    return f"{len(seen.mean)} clips: {len(near)} near pairs, first sight {first:.3f} s of {whole:.2f} s"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[2000, 4000, 8000])
@@ -163,6 +175,7 @@ def main() -> None:
             )
         if len(hashes) > 1:
             raise SystemExit(f"The sides found different duplicates of {count} clips.")
+    print(first_sight(args.folder / str(args.clips[-1]), 1000))
 
 
 if __name__ == "__main__":
