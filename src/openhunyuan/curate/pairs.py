@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,40 +108,29 @@ def compare_all(data: Path, table: Table, stage: Pairs, kinds: Iterable[Sequence
     rows = table.rows()
     # A row that was lost is made again, and its clip is then a new one.
     blocks.forget({clip for clip in blocks.rows() if clip not in rows or rows[clip][0]["error"]})
-    wanted: dict[str, tuple[str, str]] = {}
+    lacking: dict[str, tuple[str, str]] = {}
     for clips in kinds:
         known = blocks.rows()
         blocks.add(_new_blocks([clip for clip in clips if clip not in known]))
         here = sorted({blocks.rows()[clip][0]["block"] for clip in clips})
-        wanted |= {f"{a}-{b}": (a, b) for a, b in combinations_with_replacement(here, 2)}
+        pairs = {f"{a}-{b}": (a, b) for a, b in combinations_with_replacement(here, 2)}
+        lacking |= {key: pair for key, pair in pairs.items() if key not in found.rows()}
     blocks.merge()
-    lacking = {key: pair for key, pair in wanted.items() if key not in found.rows()}
-    used = {block for pair in lacking.values() for block in pair}
-    members: dict[str, list[str]] = {block: [] for block in sorted(used)}
-    for clip in sorted(blocks.rows()):
-        block = blocks.rows()[clip][0]["block"]
-        if block in used:
-            members[block].append(clip)
-    names, spans = [], {}
-    for block, clips in members.items():
-        spans[block] = (len(names), len(names) + len(clips))
-        names += clips
+    names, spans = _in_order(blocks, {block for pair in lacking.values() for block in pair})
     path = (data / ".work/compared").absolute()
     try:
-        size = _write_compared(path, table.folder, COLUMNS[stage.config.by], names) if names else 0
-        jobs = [
-            PairJob(key, str(path), size, spans[a], spans[b], stage.config) for key, (a, b) in sorted(lacking.items())
-        ]
+        size = _write_compared(path, table.folder, COLUMNS[stage.config.by], names)
+        jobs = [PairJob(key, str(path), size, spans[a], spans[b], stage.config) for key, (a, b) in lacking.items()]
         error = None
         for result in map_(jobs):
             if result.error:
                 error = result.error
-                continue
-            found.add([_outcome(result.item.key, [(names[i], names[j]) for i, j in result.value.tolist()])])
-        if error:
-            raise UserError(f"Not all clips could be compared ({error}); run again, and what was found stays.")
+            else:
+                found.add([_outcome(result.item.key, [(names[i], names[j]) for i, j in result.value.tolist()])])
     finally:
         path.unlink(missing_ok=True)
+    if error:
+        raise UserError(f"Not all clips could be compared ({error}); run again, and what was found stays.")
     found.merge()
     return found
 
@@ -153,13 +142,23 @@ def _new_blocks(clips: Sequence[str]) -> Iterator[Outcome]:
         yield from (Outcome(clip, ({"block": name},)) for clip in members)
 
 
+def _in_order(blocks: Table, wanted: set[str]) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    """(the clips of these blocks, block by block; where each block begins and ends in them)."""
+    order = sorted((rows[0]["block"], clip) for clip, rows in blocks.rows().items() if rows[0]["block"] in wanted)
+    spans = {}
+    for block, members in groupby(range(len(order)), key=lambda place: order[place][0]):
+        places = list(members)
+        spans[block] = (places[0], places[-1] + 1)
+    return [clip for _, clip in order], spans
+
+
 def _write_compared(path: Path, folder: Path, column: str, clips: Sequence[str]) -> int:
     """Write what these clips have in a column behind each other; returns the bytes of each."""
     places = {clip: place for place, clip in enumerate(clips)}
     path.parent.mkdir(parents=True, exist_ok=True)
     size = 0
     with path.open("wb") as file:
-        for keys, values in read_arrays(folder, column):
+        for keys, values in read_arrays(folder, column) if clips else ():
             rows = values if values.dtype == np.uint8 else values.astype(np.float32)
             size = rows.itemsize * rows.shape[1]
             for key, row in zip(keys, rows, strict=True):
