@@ -29,12 +29,13 @@ from typing import Any
 
 import numpy as np
 
+from openhunyuan.curate.concepts import Concepts, cluster
 from openhunyuan.curate.duplicates import NEAR, Duplicates, better_of, described, near_pairs, same_pairs
 from openhunyuan.curate.engine import Processes
 from openhunyuan.curate.measures.fingerprint import MOMENTS, Fingerprint, lab_thumbs, thumbs_of
 from openhunyuan.curate.pairs import Pairs, compare, compare_all, pairs_of
 from openhunyuan.curate.stage import Outcome
-from openhunyuan.curate.tables import Table, read_rows
+from openhunyuan.curate.tables import Table, read_rows, read_vectors
 from openhunyuan.tiny.world import render, sample_scene
 
 SIZE = (36, 64)
@@ -111,14 +112,13 @@ def run(side: str, data: Path, count: int, workers: int, revision: str) -> dict[
     found = after(data, count, workers) if side == "after" else before(data, count, revision)
     wall = time.perf_counter() - start
     times = os.times()
-    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     return {
         "side": side,
         "clips": count,
         "workers": workers,
         "cpu_s": times.user + times.system + times.children_user + times.children_system,
         "wall_s": wall,
-        "peak_mib": int(peak[1]) / 1024 if peak else float("nan"),
+        "peak_mib": peak_mib(),
         "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 if side == "after" else None,
         "duplicates": len(found),
         "hash": hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:12],
@@ -137,6 +137,31 @@ def first_sight(data: Path, clips: int) -> str:
     return f"{len(seen.mean)} clips: {len(near)} near pairs, first sight {first:.3f} s of {whole:.2f} s"
 
 
+def concepts(data: Path, count: int) -> str:
+    """What grouping so many random vectors of the fingerprint's size costs, read from a table."""
+    table, ids = Table(data, Fingerprint()), names(count)
+    rng = np.random.default_rng(0)
+    for start in range(0, count, 5000):
+        vectors = rng.normal(size=(len(ids[start : start + 5000]), 192)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        rows = zip(ids[start : start + 5000], vectors, strict=True)
+        table.add([Outcome(name, ({"appearance": vector.tolist()},)) for name, vector in rows])
+    start_s = time.process_time()
+    found = read_vectors(table.folder, "appearance", ids)
+    read_s = time.process_time() - start_s
+    groups, _ = cluster(found, Concepts())
+    return (
+        f"{count} vectors ({found.nbytes / 2**20:.0f} MiB), {groups.max() + 1} groups: read {read_s:.1f} s, "
+        f"grouped {time.process_time() - start_s - read_s:.1f} s, peak {peak_mib():.0f} MiB"
+    )
+
+
+def peak_mib() -> float:
+    """Highest resident size of this process so far."""
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(peak[1]) / 1024 if peak else float("nan")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[2000, 4000, 8000])
@@ -148,7 +173,11 @@ def main() -> None:
     parser.add_argument(
         "--one", choices=("before", "after"), help="run one side here (what this program does by itself)"
     )
+    parser.add_argument("--concepts", type=int, help="only group so many vectors, in one thread")
     args = parser.parse_args()
+    if args.concepts:
+        print(concepts(args.folder / f"concepts-{args.concepts}", args.concepts))
+        return
     if args.one:
         count = args.clips[0]
         print(json.dumps(run(args.one, args.folder, count, args.workers[0], args.before)))
