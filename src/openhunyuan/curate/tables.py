@@ -129,12 +129,13 @@ class Table:
         self._rewrite(types, rows)
 
     def _part(self, rows: Sequence[dict[str, Any]], types: Any) -> None:
+        arrow: Any = require("pyarrow", extra="curate")
         parquet: Any = require("pyarrow.parquet", extra="curate")
         parts = self._parts()
         number = int(parts[-1].stem) + 1 if parts else 0
-        table = _table_of(rows, types)
-        with writing_atomic(self.folder / f"{number:08d}.parquet") as file:
-            parquet.write_table(table, file, compression="zstd")
+        sink = arrow.BufferOutputStream()
+        parquet.write_table(_table_of(rows, types), sink, compression="zstd")
+        write_atomic(self.folder / f"{number:08d}.parquet", sink.getvalue().to_pybytes())
         self._types = types
 
     def _rewrite(self, types: Any, new: Sequence[dict[str, Any]] = (), without: Set[str] = frozenset()) -> None:
