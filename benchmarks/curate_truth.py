@@ -199,7 +199,8 @@ def _duplicates(
         if found := copied.get(Path(clip.source).name):
             identity[clip.id], kind[clip.id] = found[:2], found[2]
     ids = [clip.id for clip in clips if clip.id in identity and clip.id in thumbs]
-    alike = set(same_pairs(described([thumbs[i] for i in ids]), PLAN.duplicates or Duplicates()))
+    clips_seen = described(np.stack([thumbs[i] for i in ids]))
+    alike = {(i, j) for i, j in same_pairs(clips_seen, PLAN.duplicates or Duplicates()).tolist()}
     counts: dict[str, list[int]] = {}
     wrong = others = 0
     for i, j in itertools.combinations(range(len(ids)), 2):

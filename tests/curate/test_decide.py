@@ -8,7 +8,7 @@ import pytest
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate.clip import Clip, clip_id
 from openhunyuan.curate.concepts import Concepts, cluster
-from openhunyuan.curate.decide import Crop, Filter, decide, plan_crop, with_threshold
+from openhunyuan.curate.decide import Crop, Filter, Looks, decide, plan_crop, with_threshold
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.measures.motion import Motion
 
@@ -100,17 +100,22 @@ def test_thresholds_by_text() -> None:
             with_threshold((MOVING,), text, (Motion(),))
 
 
-def test_duplicates_and_groups_by_embeddings() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, 32))
-    x = np.stack([x[0], x[0] + 0.1 * x[2], x[1], x[1] + 0.1 * x[0]])
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    clips = [make_clip(i, width=256 + i) for i in range(4)]
-    found = {c.id: {"embedding": {"vector": v.tolist()}} for c, v in zip(clips, x, strict=True)}
-    plan = Duplicates(by="embedding", cosine=0.97), Concepts(by="embedding", count=2)
-    result = decide(clips, found, {}, (), None, *plan).clips
-    assert [c.duplicate_of for c in result] == [clips[1].id, None, clips[3].id, None]  # the wider one is kept
-    assert sorted(c.concept for c in result if not c.dropped) == [0, 1]
-    assert not decide(clips, found, {}, (), None, Duplicates(by="embedding", cosine=0.9999), None).clips[0].dropped
+def test_duplicates_and_groups_of_what_passes() -> None:
+    x = np.array([[1.0, 0.1], [1.0, 0.0], [0.1, 1.0], [0.0, 1.0], [1.0, 0.05]])
+    clips = [make_clip(i, width=256 + i) for i in range(5)]
+    found: dict[str, Any] = {c.id: {"embedding": {}, "motion": {"speed": 9.0}} for c in clips}
+    found[clips[4].id]["motion"]["speed"] = 0.0
+    vector = {c.id: v / np.linalg.norm(v) for c, v in zip(clips, x, strict=True)}
+    known = [(clips[i].id, clips[j].id) for i, j in ((0, 1), (1, 0), (3, 2), (1, 4), (2, 3), (4, 3))]
+    looks = Looks(
+        pairs=lambda at: [(at[a], at[b]) for a, b in known if a in at and b in at and at[a] < at[b]],
+        vectors=lambda ids: np.stack([vector[one] for one in ids]),
+    )
+    plan = Duplicates(by="embedding"), Concepts(by="embedding", count=2)
+    result = decide(clips, found, {}, (MOVING,), None, *plan, looks).clips
+    # The wider one is kept; what another filter drops connects nothing.
+    assert [c.duplicate_of for c in result] == [clips[1].id, None, clips[3].id, None, None]
+    assert [c.dropped and c.dropped.stage for c in result] == ["duplicate", None, "duplicate", None, "motion"]
+    assert {c.concept for c in result if not c.dropped} == {0, 1}
     # Where the measure was not run, clips are left as they are.
     assert not any(c.dropped or c.concept for c in decide(clips, {}, {}, (), None, *plan).clips)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,17 @@ from PIL import Image
 
 from openhunyuan.base.errors import UserError
 from openhunyuan.curate.clip import file_sha256
+from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.forget import clips_from, find_source, forget
+from openhunyuan.curate.measures.fingerprint import Fingerprint
 from openhunyuan.curate.run import SCAN, Plan, curate, read_clips
-from openhunyuan.curate.tables import Table, all_tables, alone
+from openhunyuan.curate.stage import Outcome
+from openhunyuan.curate.tables import Table, all_tables, alone, read_rows
 from openhunyuan.latents.shards import LatentSample, ShardDataset, ShardWriter, remove_samples
 from tests.curate.films import save, shot
 from tests.curate.test_run import PLAN
+
+WITH_PAIRS = replace(PLAN, measures=(*PLAN.measures, Fingerprint()), duplicates=Duplicates())
 
 
 def everything(data: Path) -> bytes:
@@ -62,12 +68,18 @@ def test_latents_of_forgotten_clips_go_too(tmp_path: Path) -> None:
     assert remove_samples(tmp_path / "none", lambda about: True) == 0
 
 
-def test_what_was_killed_in_between_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plan", [PLAN, WITH_PAIRS], ids=["scores", "pairs"])
+def test_what_was_killed_in_between_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan
+) -> None:
     """Killed after any table: the same call ends it, with one receipt that counts all."""
     raw, whole = tmp_path / "raw", tmp_path / "whole"
     save(raw / "a.mp4", shot(1, 24), shot(2, 20))
-    save(raw / "b.mp4", shot(3, 20))
-    curate(raw, whole, PLAN)
+    save(raw / "b.mp4", shot(3, 20), shot(1, 24))
+    curate(raw, whole, plan)
+    for pairs in whole.glob("tables/duplicates/*"):
+        ((row,),) = read_rows(pairs).values()
+        assert len({*row["first"]}) == 2, "one of its clips is in a pair"
     sha = file_sha256(raw / "a.mp4")
     (raw / "a.mp4").unlink()
     real = Table.forget
@@ -75,12 +87,12 @@ def test_what_was_killed_in_between_is_gone_on_with(tmp_path: Path, monkeypatch:
         data = Path(shutil.copytree(whole, tmp_path / f"data{alive}"))
         left = alive
 
-        def dying(table: Table, keys: set[str]) -> int:
+        def dying(table: Table, keys: set[str], *instead: list[Outcome]) -> int:
             nonlocal left
             left -= 1
             if left < 0:
                 raise KeyboardInterrupt
-            return real(table, keys)
+            return real(table, keys, *instead)
 
         with monkeypatch.context() as patch:
             patch.setattr(Table, "forget", dying)
@@ -91,7 +103,8 @@ def test_what_was_killed_in_between_is_gone_on_with(tmp_path: Path, monkeypatch:
         receipts = (data / "forgotten.jsonl").read_text().splitlines()
         assert len(receipts) == 1 and json.loads(receipts[0])["sha256"] == sha
         (data / "forgotten.jsonl").unlink()
-        held = everything(data)
+        # The other one's clip says in the manifest, until the next run, of which clip it was a duplicate.
+        held = everything(data / "tables" if plan.duplicates else data)
         assert not any(word.encode() in held for word in (sha, *receipt.clips))
 
 

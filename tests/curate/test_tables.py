@@ -13,7 +13,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.curate import tables
 from openhunyuan.curate.clip import Drop
 from openhunyuan.curate.stage import Outcome, Stage
-from openhunyuan.curate.tables import Table, all_tables, store_file, stored, sweep
+from openhunyuan.curate.tables import Table, all_tables, read_rows, store_file, stored, sweep
 
 
 class Brightness(Stage):
@@ -146,3 +146,26 @@ def test_the_store_is_addressed_by_content(tmp_path: Path) -> None:
     assert (tmp_path / stored(digest)).read_bytes() == b"the same bytes"
     assert not (tmp_path / "one.mp4").exists()
     assert not (tmp_path / "two.mp4").exists()
+
+
+def test_bulky_columns_are_read_some_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_AT_ONCE", 2)
+    table = Table(tmp_path, Brightness())
+    table.add([Outcome("broken", error="is broken")])
+    table.add([Outcome(name, ({"look": [float(n), 0.5], "jpeg": bytes([n, n])},)) for n, name in enumerate("abcde")])
+    table.add([Outcome("b", ({"look": [9.0, 0.5], "jpeg": b"xx"},))])
+    bytes_of = {
+        key: row.tobytes()
+        for keys, rows in tables.read_arrays(table.folder, "jpeg")
+        for key, row in zip(keys, rows, strict=True)
+    }
+    assert bytes_of == {"a": b"\0\0", "b": b"xx", "c": b"\2\2", "d": b"\3\3", "e": b"\4\4"}
+    assert tables.read_vectors(table.folder, "look", ["e", "b"]).tolist() == [[4.0, 0.5], [9.0, 0.5]]
+    monkeypatch.setattr(tables, "MERGE_AT", 2)
+    monkeypatch.setattr(tables, "_GROUP", 1)
+    before = read_rows(table.folder)
+    table.merge()
+    (part,) = table.folder.glob("*.parquet")
+    assert read_rows(table.folder) == before and parquet.ParquetFile(part).num_row_groups > 2
+    assert table.forget({"b", "c"}, [Outcome("c", ({"look": [1.0, 1.0], "jpeg": b"yy"},))]) == 2
+    assert {*table.keys()} == {"broken", "a", "c", "d", "e"} and table.rows()["c"][0]["jpeg"] == b"yy"

@@ -1,5 +1,5 @@
-"""From scores to decisions: thresholds, crops, duplicates, concepts. Cheap, and made anew from the stored scores at
-every run, so that a changed threshold changes decisions and computes no score again.
+"""From scores to decisions: thresholds, crops, duplicates, concepts. Cheap, and made anew from the stored scores and
+pairs (`curate.pairs`) at every run, so that a changed threshold changes decisions and computes none of them again.
 
 Every filter gives every clip a decision, whether or not another one has already dropped it; the first that failed is
 the reason on record. Duplicates are looked for among the clips that passed everything else, so that the copy that is
@@ -9,7 +9,7 @@ kept is never one that another filter drops.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,7 @@ from openhunyuan.base.record import Record, unknown
 from openhunyuan.curate.clip import Clip, Decision
 from openhunyuan.curate.concepts import Concepts, cluster
 from openhunyuan.curate.cut import crop_pixels, whole
-from openhunyuan.curate.duplicates import Candidate, Duplicates, duplicates_of
-from openhunyuan.curate.measures.fingerprint import thumbs_of
+from openhunyuan.curate.duplicates import Duplicates, better_of
 from openhunyuan.curate.measures.measure import Measure
 from openhunyuan.curate.measures.watermark import across_shots
 from openhunyuan.curate.split import VARIABLE
@@ -81,6 +80,18 @@ class Crop(Record):
 
 
 @dataclass(frozen=True)
+class Looks:
+    """What is known of what clips look like, which is too much to be held as rows.
+
+    pairs: clip → its place → the pairs (i, j), i < j, of places of which the second shows what the first shows.
+    vectors: clips → what they are grouped by, [n, D].
+    """
+
+    pairs: Callable[[Mapping[str, int]], Iterable[tuple[int, int]]] = lambda places: ()
+    vectors: Callable[[Sequence[str]], np.ndarray] = lambda clips: np.zeros((len(clips), 1))
+
+
+@dataclass(frozen=True)
 class Decided:
     """All clips with decisions, and which filters there were, in order."""
 
@@ -99,13 +110,15 @@ def decide(
     crop: Crop | None,
     duplicates: Duplicates | None,
     concepts: Concepts | None,
+    looks: Looks | None = None,
 ) -> Decided:
     """Decisions for clips that the split left (dropped ones pass through).
 
     rows: clip id → measure → row. errors: clip id → why a measure has none. Crop, duplicates and concepts need the
     rows of `border`, `text`, `fingerprint`, or of what they name instead; where a measure was not run, they leave the
-    clip as it is.
+    clip as it is. looks: for duplicates and concepts.
     """
+    looks = looks or Looks()
     rows = across_shots([clip for clip in clips if not clip.dropped], rows)
     result = []
     for clip in clips:
@@ -114,9 +127,9 @@ def decide(
             continue
         result.append(_one(clip, rows.get(clip.id, {}), filters, crop))
     if duplicates:
-        result = _without_duplicates(result, rows, duplicates)
+        result = _without_duplicates(result, rows, duplicates, looks)
     if concepts:
-        result = with_concepts(result, rows, concepts)
+        result = with_concepts(result, rows, concepts, looks)
     names = [MEASURED, *(f.name for f in filters)]
     names += [SUBTITLES] if crop and crop.subtitles and crop.drops else []
     return Decided(tuple(result), (*names, *([DUPLICATE] if duplicates else [])))
@@ -190,34 +203,20 @@ def plan_crop(clip: Clip, rows: Rows, crop: Crop | None) -> tuple[tuple[int, int
 
 
 def better_copies(
-    clips: Iterable[Clip],
-    rows: Mapping[str, Rows],
-    config: Duplicates,
-    first: Mapping[str, tuple[float, ...]] | None = None,
+    clips: Iterable[Clip], looks: Looks, first: Mapping[str, tuple[float, ...]] | None = None
 ) -> dict[str, str]:
-    """Clip → the better clip that it is a duplicate of. Videos are compared with videos, images with images.
+    """Clip → the better clip that it is a duplicate of.
 
-    Clips without a row of what is compared are left alone. first: what makes a clip better before all else (larger is
-    better).
+    first: what makes a clip better before all else (larger is better).
     """
-
-    def seen(row: Mapping[str, Any]) -> np.ndarray:
-        return np.asarray(row["vector"], np.float32) if config.by == "embedding" else thumbs_of(dict(row))
-
-    found: dict[str, str] = {}
-    compared = [clip for clip in clips if config.by in rows.get(clip.id, {})]
-    for kind in ("video", "image"):
-        candidates = [
-            Candidate(clip.id, seen(rows[clip.id][config.by]), (*(first or {}).get(clip.id, ()), *_worth(clip)))
-            for clip in compared
-            if clip.kind == kind
-        ]
-        found |= duplicates_of(candidates, config)
-    return found
+    clips = list(clips)
+    ids = [clip.id for clip in clips]
+    worth = [(*(first or {}).get(clip.id, ()), *_worth(clip)) for clip in clips]
+    return better_of(ids, worth, looks.pairs({clip: place for place, clip in enumerate(ids)}))
 
 
-def _without_duplicates(clips: list[Clip], rows: Mapping[str, Rows], config: Duplicates) -> list[Clip]:
-    better = better_copies((clip for clip in clips if not clip.dropped), rows, config)
+def _without_duplicates(clips: list[Clip], rows: Mapping[str, Rows], config: Duplicates, looks: Looks) -> list[Clip]:
+    better = better_copies((clip for clip in clips if not clip.dropped), looks)
     result = []
     for clip in clips:
         if not clip.dropped and config.by in rows.get(clip.id, {}):
@@ -245,15 +244,13 @@ def _worth(clip: Clip) -> tuple[float, ...]:
     )
 
 
-def with_concepts(clips: list[Clip], rows: Mapping[str, Rows], config: Concepts) -> list[Clip]:
+def with_concepts(clips: list[Clip], rows: Mapping[str, Rows], config: Concepts, looks: Looks) -> list[Clip]:
     """The kept clips with their concept and weight; videos and images are grouped apart."""
     found: dict[str, dict[str, Any]] = {}
-    column = "vector" if config.by == "embedding" else "appearance"
     for kind in ("video", "image"):
         chosen = [c for c in clips if c.kind == kind and not c.dropped and config.by in rows.get(c.id, {})]
         if chosen:
-            vectors = np.asarray([rows[c.id][config.by][column] for c in chosen], dtype=np.float64)
-            groups, weights = cluster(vectors, config)
+            groups, weights = cluster(looks.vectors([clip.id for clip in chosen]), config)
             for clip, group, weight in zip(chosen, groups, weights, strict=True):
                 found[clip.id] = {"concept": int(group), "weight": round(float(weight), 6)}
     return [clip.model_copy(update=found[clip.id]) if clip.id in found else clip for clip in clips]

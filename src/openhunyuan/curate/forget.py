@@ -14,6 +14,7 @@ from openhunyuan.base.errors import UserError
 from openhunyuan.base.files import write_atomic
 from openhunyuan.curate.clip import clip_id, read_manifest
 from openhunyuan.curate.ladder import forget_verdicts
+from openhunyuan.curate.pairs import forget_pairs
 from openhunyuan.curate.review import forget_answers
 from openhunyuan.curate.run import (
     CUT,
@@ -77,7 +78,7 @@ def clips_from(data: Path | str, sha256: str) -> tuple[str, ...]:
     found = {clip_id(sha256, start, end) for start, end in spans}
     frames = {clip_id(sha256, (start + end) // 2, (start + end) // 2 + 1) for start, end in spans}  # split.frame_of
     if frames := frames - found:
-        measured = {key for table in all_tables(Path(data)) for key in table.rows()}
+        measured = set().union(*(table.keys() for table in all_tables(Path(data))))
         found |= frames & measured
     return tuple(sorted(found))
 
@@ -122,7 +123,7 @@ def _forget(data: Path, sha256: str, remove: Removal | None) -> Receipt:
                 paths.add(rows[0]["path"])
     keys |= files  # captions are addressed by the file that they are of
     tables = sorted(all_tables(data), key=_lasting)
-    rows_gone = sum(len(keys & set(table.rows())) for table in tables)
+    rows_gone = sum(len(keys & table.keys()) for table in tables)
     receipts = _receipts(data)
     before = next((r for r in receipts if r["sha256"] == sha256), {})  # of a call that was killed, or of a return
     receipt = Receipt(
@@ -157,6 +158,7 @@ def _forget(data: Path, sha256: str, remove: Removal | None) -> Receipt:
     for digest in files:
         for path in (data / stored(digest)).parent.glob(f"{digest}.*"):
             path.unlink()
+    forget_pairs(data, set(clips))
     for table in tables:
         table.forget(keys)
     return receipt

@@ -1,6 +1,6 @@
 """A curation run: a folder of footage and a plan in; clips, tables and a manifest out.
 
-    sources → shots → measures → decisions (and training sets) → cut → manifest
+    sources → shots → measures → pairs → decisions (and training sets) → cut → manifest
 
 Image files, and single frames of videos where that is wanted, take the same way without what needs time.
 
@@ -42,18 +42,29 @@ from openhunyuan.curate.analyse import AnalyseJob, analyse, clip_works
 from openhunyuan.curate.clip import CameraEvidence, Clip, ClipCaption, file_sha256, read_manifest, to_jsonl
 from openhunyuan.curate.concepts import Concepts
 from openhunyuan.curate.cut import Cut, Piece, cut_pieces, whole
-from openhunyuan.curate.decide import DUPLICATE, MEASURED, Crop, Filter, Rows, better_copies, decide, with_concepts
+from openhunyuan.curate.decide import (
+    DUPLICATE,
+    MEASURED,
+    Crop,
+    Filter,
+    Looks,
+    Rows,
+    better_copies,
+    decide,
+    with_concepts,
+)
 from openhunyuan.curate.duplicates import Duplicates
 from openhunyuan.curate.engine import Engine, Processes
 from openhunyuan.curate.find import find_videos, is_image
 from openhunyuan.curate.footage import Mark, Media
 from openhunyuan.curate.ladder import SETS, VERDICTS, Climbed, Ladder, check, climb, write_sets
 from openhunyuan.curate.measures.measure import CLOCK, ON_SCREEN, ClipSpan, Measure
+from openhunyuan.curate.pairs import PairJob, Pairs, compare, compare_all, pairs_of
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.split import Parts, Pieces, Shots, Span, Split, clips_of, find_shots, frame_of, pieces_of
 from openhunyuan.curate.stage import Outcome, Resources, Stage, together
 from openhunyuan.curate.stills import Images, look_at
-from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, stored, sweep
+from openhunyuan.curate.tables import TABLES, Table, alone, read_rows, read_vectors, stored, sweep
 
 MANIFEST, QUARANTINE, FORGOTTEN, RUN = "manifest.jsonl", "quarantine.jsonl", "forgotten.jsonl", "run.json"
 FUNNEL = "funnel.json"
@@ -67,6 +78,9 @@ CHANGED: dict[str, Any] = {"error": "the source changed while it was read; run a
 
 SCAN = ".scan"
 """Folder of unfinished scans for shots in a data folder."""
+
+VECTORS = {"fingerprint": "appearance", "embedding": "vector"}
+"""What clips are grouped by, by the measure's name."""
 
 PART_SECONDS = 120.0
 """Footage that is scanned, measured or cut in one go: what a run that is killed loses, or, but for scans, a part that
@@ -110,10 +124,22 @@ class Plan:
         """The measures that say something about videos, or about images."""
         return tuple(m for m in self.measures if kind == "video" or not m.needs_time)
 
+    def measure(self, name: str) -> Measure | None:
+        """The measure of this name, if the plan has it."""
+        return next((measure for measure in self.measures if measure.name == name), None)
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """The comparison of clips; None where no duplicates are looked for, or what is compared is not measured."""
+        twins = self.duplicates
+        measure = twins and self.measure(twins.by)
+        return Pairs(config=twins, of=measure.key) if twins and measure else None
+
     def describe(self) -> dict[str, Any]:
         """Everything that decides the result, as JSON."""
+        stages = (self.split, *self.measures, *([self.pairs] if self.pairs else []), self.cut)
         return {
-            "stages": [{**stage.describe(), "key": stage.key} for stage in (self.split, *self.measures, self.cut)],
+            "stages": [{**stage.describe(), "key": stage.key} for stage in stages],
             "lengths": self.split.lengths,
             "proxies": {m.name: m.proxy for m in self.measures if m.proxy},
             "filters": [f.model_dump(mode="json") for f in self.filters],
@@ -212,6 +238,7 @@ class _Run:
         self.engine, self.retry = engine, retry
         self.paths: dict[str, Path] = {}  # hash of a source → where it lies, as it was asked for
         self.images: set[str] = set()  # hashes of those that are image files
+        self.tables: dict[str, Table] = {}  # of the measures, by their keys
         self.marks: dict[str, tuple[str, Path]] = {}  # absolute path → the file's mark when its hash was known
 
     def all(self, videos: Sequence[Path]) -> Curation:
@@ -219,7 +246,7 @@ class _Run:
         shots = self._shots()
         clips = [clip for digest, found in shots.items() for clip in self._clips(digest, found)]
         rows, errors = self._measures(clips, shots)
-        decided, filters, climbed = self._decide(clips, rows, errors)
+        decided, filters, climbed = self._decide(clips, rows, errors, self._looks(clips, rows))
         cut = self._cut(decided, shots)
         result = attach_captions(self.data, cut)
         funnel = count_funnel(result, (SPLIT, *filters, CUT))
@@ -249,22 +276,39 @@ class _Run:
         return clips
 
     def _decide(
-        self, clips: Sequence[Clip], rows: dict[str, Rows], errors: dict[str, str]
+        self, clips: Sequence[Clip], rows: dict[str, Rows], errors: dict[str, str], looks: Looks
     ) -> tuple[Sequence[Clip], Sequence[str], Climbed | None]:
         """(clips with decisions, the filters in their order, what the ladder found)."""
         plan, ladder = self.plan, self.plan.ladder
         if ladder is None:
-            decided = decide(clips, rows, errors, plan.filters, plan.crop, plan.duplicates, plan.concepts)
+            decided = decide(clips, rows, errors, plan.filters, plan.crop, plan.duplicates, plan.concepts, looks)
             return decided.clips, decided.filters, None
         crop = plan.crop and plan.crop.model_copy(update={"drops": False})  # each set has its own threshold for it
         scored = decide(clips, rows, errors, (), crop, None, None)
         twins = plan.duplicates
-        better = None if twins is None else lambda chosen, first: better_copies(chosen, rows, twins, first)
+        better = None if twins is None else lambda chosen, first: better_copies(chosen, looks, first)
         rests = {"crop": crop.text if crop else "text", DUPLICATE: twins.by if twins else "fingerprint"}
         climbed = climb(scored.clips, ladder, plan.filters, plan.measures, better, rests)
         if plan.concepts:
-            climbed.clips = with_concepts(climbed.clips, rows, plan.concepts)
+            climbed.clips = with_concepts(climbed.clips, rows, plan.concepts, looks)
         return climbed.clips, (MEASURED, *climbed.filters), climbed
+
+    def _looks(self, clips: Sequence[Clip], rows: dict[str, Rows]) -> Looks:
+        """Compare what was not compared yet; what all clips look like, for decisions."""
+        looks, plan = Looks(), self.plan
+        if stage := plan.pairs:
+            by = stage.config.by
+            seen = [clip for clip in clips if by in rows.get(clip.id, {})]
+            kinds = [[clip.id for clip in seen if clip.kind == kind] for kind in ("video", "image")]
+            folder = compare_all(self.data, self.tables[stage.of], stage, kinds, self._compare).folder
+            looks = replace(looks, pairs=partial(pairs_of, folder))
+        if plan.concepts and (measure := plan.measure(plan.concepts.by)):
+            folder = self.tables[measure.key].folder
+            looks = replace(looks, vectors=partial(read_vectors, folder, VECTORS[measure.name]))
+        return looks
+
+    def _compare(self, jobs: Sequence[PairJob]) -> Iterable[Any]:
+        return self._each("comparing", compare, jobs)
 
     def _each(
         self, step: str, function: Callable[[Any], Any], jobs: Sequence[Any], resources: Resources | None = None
@@ -365,7 +409,7 @@ class _Run:
 
     def _measures(self, clips: Sequence[Clip], shots: dict[str, Shots]) -> tuple[dict[str, Rows], dict[str, str]]:
         """(clip → measure → row, clip → error) of the clips that the split left."""
-        tables = {measure.key: Table(self.data, measure) for measure in self.plan.measures}
+        tables = self.tables = {measure.key: Table(self.data, measure) for measure in self.plan.measures}
         uneven = {clip.id for clip in clips if shots[clip.source_sha256].variable and clip.kind == "video"}
 
         def knows(table: Table, clip: str) -> bool:

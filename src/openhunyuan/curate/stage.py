@@ -41,7 +41,7 @@ class Stage(Record):
     version: ClassVar[int] = 1
     resources: ClassVar[Resources] = Resources()
     bulky: ClassVar[tuple[str, ...]] = ()
-    """Columns that stay on disk: nothing is decided from them, and memory must not grow with them."""
+    """Columns that stay on disk, for memory must not grow with them: what needs them reads some rows at a time."""
 
     @property
     def weights(self) -> str | None:

@@ -18,13 +18,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openhunyuan.base.errors import UserError
-from openhunyuan.base.files import write_atomic
+from openhunyuan.base.files import write_atomic, writing_atomic
 from openhunyuan.base.require import require
 from openhunyuan.curate.clip import file_sha256
 from openhunyuan.curate.stage import Outcome, Stage
@@ -38,11 +40,14 @@ ABOUT, OLD_ABOUT = "_stage.json", "stage.json"
 MERGE_AT = 64
 """Part files of a table before they are merged into one."""
 
+_AT_ONCE = 256  # rows that are read in one go where memory must not grow with a table
+_GROUP = 16 * 2**20  # bytes of rows that are written in one go
+
 
 class Table:
     """The rows of one stage with one set of parameters; `name` where it is not the stage's.
 
-    Rows in memory lack the stage's bulky columns; `read_rows` of the folder has them.
+    Rows in memory lack the stage's bulky columns; `read_arrays` and `read_rows` of the folder have them.
     """
 
     _types: Any = None
@@ -64,6 +69,12 @@ class Table:
             self._rows = read_rows(self.folder, self._bulky)
         return self._rows
 
+    def keys(self) -> Set[str]:
+        """The inputs that have rows."""
+        if self._rows is not None:
+            return self._rows.keys()
+        return {key for part in self._parts() for batch in _batches(part, ("key",)) for key in batch["key"].to_pylist()}
+
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Append what a stage gave. It is on disk when this returns."""
         rows = self.rows()
@@ -79,20 +90,18 @@ class Table:
 
     def merge(self) -> None:
         """Put all part files into one, if there are many, or if an earlier version wrote them with different types."""
-        parts = self._parts()
         types, alike = self._schema()
-        if len(parts) >= MERGE_AT or not alike:
-            self._rewrite(read_rows(self.folder), types)
+        if types is not None and (len(self._parts()) >= MERGE_AT or not alike):
+            self._rewrite(types)
 
-    def forget(self, keys: set[str]) -> int:
-        """Remove the rows of these inputs; the only thing that ever takes rows out. Returns how many inputs went."""
-        rows = self.rows()
-        gone = [key for key in rows if key in keys]
+    def forget(self, keys: set[str], instead: Sequence[Outcome] = ()) -> int:
+        """Remove the rows of these inputs, and add others in one go with that; the only thing that ever takes rows out.
+        Returns how many inputs went."""
+        gone = {*self.keys()} & keys
         if gone:
-            whole = read_rows(self.folder)
-            for key in gone:
-                del rows[key], whole[key]
-            self._rewrite(whole, self._schema()[0])
+            new = [row for outcome in instead for row in outcome.table_rows()]
+            self._rewrite(self._schema()[0], new, gone)
+            self._rows = None
         return len(gone)
 
     def _parts(self) -> list[Path]:
@@ -117,23 +126,61 @@ class Table:
         if alike and (known is None or types is None or types.equals(known)):
             self._part(rows, types)
             return
-        whole: dict[str, list[dict[str, Any]]] = read_rows(self.folder)
-        whole.update({row["key"]: [] for row in rows})
-        for row in rows:
-            whole[row["key"]].append(row)
-        self._rewrite(whole, types)
+        self._rewrite(types, rows)
 
     def _part(self, rows: Sequence[dict[str, Any]], types: Any) -> None:
+        arrow: Any = require("pyarrow", extra="curate")
+        parquet: Any = require("pyarrow.parquet", extra="curate")
         parts = self._parts()
         number = int(parts[-1].stem) + 1 if parts else 0
-        write_parquet(self.folder / f"{number:08d}.parquet", rows, types)
+        sink = arrow.BufferOutputStream()
+        parquet.write_table(_table_of(rows, types), sink, compression="zstd")
+        write_atomic(self.folder / f"{number:08d}.parquet", sink.getvalue().to_pybytes())
         self._types = types
 
-    def _rewrite(self, rows: dict[str, list[dict[str, Any]]], types: Any) -> None:
-        """Put these rows in the place of all parts."""
+    def _rewrite(self, types: Any, new: Sequence[dict[str, Any]] = (), without: Set[str] = frozenset()) -> None:
+        """Put one part with these types in the place of all: their rows but those of some inputs, and new rows. Only
+        some rows are in memory at a time."""
+        arrow: Any = require("pyarrow", extra="curate")
+        parquet: Any = require("pyarrow.parquet", extra="curate")
+        compute: Any = require("pyarrow.compute", extra="curate")
         parts = self._parts()
-        if rows:
-            self._part([row for found in rows.values() for row in found], types)
+        if types is None:
+            raise UserError(
+                f"The parts of {self.folder} have columns of different types; delete it, and it is made again."
+            )
+        number = int(parts[-1].stem) + 1 if parts else 0
+        # An input's rows are in one part, and the newest part wins.
+        later = {row["key"] for row in new} | without
+        taken = []
+        for part in reversed(parts):
+            here = {key for batch in _batches(part, ("key",)) for key in batch["key"].to_pylist()}
+            taken.insert(0, (part, here & later))
+            later |= here
+        rows = 0
+        path = self.folder / f"{number:08d}.parquet"
+        with writing_atomic(path) as file, parquet.ParquetWriter(file, types, compression="zstd") as writer:
+            waiting: list[Any] = []
+
+            def write() -> None:
+                if waiting:
+                    writer.write_table(arrow.concat_tables(waiting))
+                    waiting.clear()
+
+            for part, gone in taken:
+                for batch in _batches(part):
+                    if gone:
+                        batch = batch.filter(compute.invert(compute.is_in(batch["key"], arrow.array(sorted(gone)))))
+                    waiting.append(_with_types(batch, types))
+                    rows += batch.num_rows
+                    if sum(table.nbytes for table in waiting) >= _GROUP:
+                        write()
+            if new:
+                waiting.append(_table_of(new, types))
+            write()
+        if not rows and not new:
+            path.unlink()
+        self._types = types
         for part in parts:
             part.unlink(missing_ok=True)
 
@@ -168,13 +215,45 @@ def read_rows(folder: Path, without: Sequence[str] = ()) -> dict[str, list[dict[
     return rows
 
 
-def write_parquet(path: Path, rows: Sequence[dict[str, Any]], types: Any = None) -> None:
-    """Rows as one Parquet file, atomically. types: its schema; None: as the rows have it."""
+def read_arrays(folder: Path, column: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Some keys of a table's folder, and what they have in a column of lists of numbers, [n, numbers], or of bytes,
+    uint8 [n, bytes]; all rows, so many at a time. Rows without a value are left out; where a key comes again, the later
+    one holds."""
     arrow: Any = require("pyarrow", extra="curate")
-    parquet: Any = require("pyarrow.parquet", extra="curate")
-    sink = arrow.BufferOutputStream()
-    parquet.write_table(_table_of(rows, types), sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    for part in _parts(folder):
+        if column not in _read_schema(part).names:
+            continue
+        for batch in _batches(part, ("key", column)):
+            found = batch.filter(batch[column].is_valid())
+            if not found.num_rows:
+                continue
+            values = found[column].combine_chunks()
+            if arrow.types.is_list(values.type):
+                numbers = values.flatten().to_numpy()
+            else:
+                numbers = np.frombuffer(b"".join(values.to_pylist()), np.uint8)
+            yield found["key"].to_pylist(), numbers.reshape(found.num_rows, -1)
+
+
+def read_lists(folder: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Each key of a table's folder with its lists in these columns, one at a time; where a key comes again, it is the
+    same row."""
+    for part in _parts(folder):
+        for batch in _batches(part, ("key", *columns)):
+            for number, key in enumerate(batch["key"].to_pylist()):
+                yield key, [batch[column][number].as_py() for column in columns]
+
+
+def read_vectors(folder: Path, column: str, keys: Sequence[str]) -> np.ndarray:
+    """What these keys have in a column of lists of numbers: float64 [n, numbers]."""
+    places = {key: place for place, key in enumerate(keys)}
+    found = np.zeros((len(keys), 0))
+    for some, numbers in read_arrays(folder, column):
+        if not found.size:
+            found = np.full((len(keys), numbers.shape[1]), np.nan)
+        here = [number for number, key in enumerate(some) if key in places]
+        found[[places[some[number]] for number in here]] = numbers[here]
+    return found
 
 
 def _table_of(rows: Sequence[dict[str, Any]], types: Any = None) -> Any:
@@ -203,6 +282,28 @@ def _read_schema(path: Path) -> Any:
         return parquet.read_schema(path)
     except (OSError, arrow.ArrowException) as error:
         raise _broken(path, error) from None
+
+
+def _batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """The rows of a part as Arrow tables of a few rows each."""
+    arrow: Any = require("pyarrow", extra="curate")
+    parquet: Any = require("pyarrow.parquet", extra="curate")
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_AT_ONCE, columns=columns):
+                yield arrow.Table.from_batches([batch])
+    except (OSError, arrow.ArrowException) as error:
+        raise _broken(path, error) from None
+
+
+def _with_types(table: Any, types: Any) -> Any:
+    """A part's rows with the types of all parts; columns that it lacks are empty."""
+    arrow: Any = require("pyarrow", extra="curate")
+    columns = [
+        table[name].cast(kind) if name in table.column_names else arrow.nulls(table.num_rows, kind)
+        for name, kind in zip(types.names, types.types, strict=True)
+    ]
+    return arrow.table(columns, schema=types)
 
 
 def _broken(path: Path, error: Exception) -> UserError:

@@ -27,6 +27,7 @@ class Fingerprint(Measure):
     name: ClassVar[str] = "fingerprint"
     version: ClassVar[int] = 2
     proxy: ClassVar[str] = "colours and edges, no learned embedding"
+    bulky: ClassVar[tuple[str, ...]] = ("thumbs", "appearance")
 
     def begin(self, clip: ClipSpan) -> _Reader:
         return _Reader(clip)
@@ -55,7 +56,12 @@ class _Reader(Reader):
 
 def thumbs_of(row: dict[str, Any]) -> np.ndarray:
     """The thumbnails of a row, float32 [MOMENTS, THUMB, THUMB, 3]."""
-    return np.frombuffer(row["thumbs"], np.float16).astype(np.float32).reshape(MOMENTS, THUMB, THUMB, 3)
+    return thumbs_from(np.frombuffer(row["thumbs"], np.uint8)).astype(np.float32)
+
+
+def thumbs_from(content: np.ndarray) -> np.ndarray:
+    """Bytes uint8 [..., bytes] of the column `thumbs` → float16 [..., MOMENTS, THUMB, THUMB, 3]."""
+    return content.view(np.float16).reshape(*content.shape[:-1], MOMENTS, THUMB, THUMB, 3)
 
 
 def lab_thumbs(frames: np.ndarray) -> np.ndarray:

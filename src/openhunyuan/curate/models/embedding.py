@@ -33,6 +33,7 @@ class Embedding(ModelStage, Measure):
 
     name: ClassVar[str] = "embedding"
     version: ClassVar[int] = 2
+    bulky: ClassVar[tuple[str, ...]] = ("vector",)
 
     moments: int = Field(default=8, ge=1, description="Frames that an image tower looks at.")
 
