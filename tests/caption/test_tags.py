@@ -26,7 +26,8 @@ def test_of_the_source_the_shape_and_the_lines_are_told_and_no_codec() -> None:
     "scores, words",
     [
         ({"blur.width": 1.0}, ("sharp",)),
-        ({"blur.width": 2.0}, ()),
+        ({"blur.width": 1.4}, ()),
+        ({"blur.width": 2.0, "clarity.edge_width": 9.0}, ("slightly blurred",)),
         ({"clarity.edge_width": 2.8}, ("slightly blurred",)),
         ({"blur.width": 9.0}, ("blurred",)),
         ({"quality.brightness": 255.0, "quality.contrast": 255.0}, ("bright", "high contrast")),

@@ -31,10 +31,9 @@ class Bands:
 LIGHT = Bands(("quality.brightness",), ((50, "dark"), (90, "dim"), (170, ""), (inf, "bright")))
 CONTRAST = Bands(("quality.contrast",), ((60, "low contrast"), (180, ""), (inf, "high contrast")))
 COLOUR = Bands(("quality.colourfulness",), ((8, "colourless"), (60, ""), (inf, "colourful")))
-SHARPNESS = Bands(
-    ("blur.width", "clarity.edge_width"),
-    ((1.8, "sharp"), (2.4, ""), (3.2, "slightly blurred"), (inf, "blurred")),
-)
+SHARPNESS = Bands(("blur.width",), ((1.25, "sharp"), (1.65, ""), (2.2, "slightly blurred"), (inf, "blurred")))
+EDGES = Bands(("clarity.edge_width",), ((1.8, "sharp"), (2.4, ""), (3.2, "slightly blurred"), (inf, "blurred")))
+"""As `SHARPNESS`, for the heuristic, which measures wider."""
 BLOCKS = Bands(("quality.blockiness",), ((1.3, ""), (inf, "compression blocks")))
 _MOTION = Bands(
     ("motion.speed", "raft.speed"),
@@ -74,4 +73,6 @@ def caption_tags(clip: Clip, scores: Mapping[str, float]) -> tuple[str, ...]:
     shape = "landscape" if clip.width > clip.height else "portrait" if clip.width < clip.height else "square"
     lines = [tag for tag in clip.tags if re.fullmatch(r"(below )?\d+p", tag)]
     quality = [bands.word(scores) for bands in (SHARPNESS, LIGHT, CONTRAST, COLOUR, BLOCKS)]
+    if "blur.width" not in scores:
+        quality.insert(0, EDGES.word(scores))
     return (shape, *lines, *(word for word in (*quality, motion_word(scores)) if word))
