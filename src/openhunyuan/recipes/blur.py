@@ -24,7 +24,7 @@ CONFIG = SmallTrainConfig(
     network="blur",
     size=64,
     pairs=22000,
-    steps=4000,
+    steps=1800,
     batch_size=32,
     optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.01, warmup_steps=60),
 )
