@@ -53,6 +53,11 @@ class Table:
     _types: Any = None
     """The schema of all parts; None where there is none, or it is not known yet."""
 
+    _number: int | None = None
+    _count = 0
+    """The next part's number and how many there are, known from the first part that was added on: a folder of a
+    thousand is not listed again for every row."""
+
     def __init__(self, data: Path, stage: Stage, name: str | None = None) -> None:
         self.folder = data / TABLES / (name or stage.name) / stage.key
         self._bulky = stage.bulky
@@ -85,7 +90,7 @@ class Table:
             new += whole
         if new:
             self._write(new)
-            if len(self._parts()) >= 16 * MERGE_AT:
+            if self._count >= 16 * MERGE_AT:
                 self.merge()
 
     def merge(self) -> None:
@@ -131,12 +136,20 @@ class Table:
     def _part(self, rows: Sequence[dict[str, Any]], types: Any) -> None:
         arrow: Any = require("pyarrow", extra="curate")
         parquet: Any = require("pyarrow.parquet", extra="curate")
-        parts = self._parts()
-        number = int(parts[-1].stem) + 1 if parts else 0
         sink = arrow.BufferOutputStream()
         parquet.write_table(_table_of(rows, types), sink, compression="zstd")
-        write_atomic(self.folder / f"{number:08d}.parquet", sink.getvalue().to_pybytes())
+        write_atomic(self._next(), sink.getvalue().to_pybytes())
         self._types = types
+
+    def _next(self) -> Path:
+        """Where the next part goes."""
+        if self._number is None:
+            parts = self._parts()
+            self._number, self._count = int(parts[-1].stem) + 1 if parts else 0, len(parts)
+        while (path := self.folder / f"{self._number:08d}.parquet").exists():  # another object's of this folder
+            self._number += 1
+        self._count += 1
+        return path
 
     def _rewrite(self, types: Any, new: Sequence[dict[str, Any]] = (), without: Set[str] = frozenset()) -> None:
         """Put one part with these types in the place of all: their rows but those of some inputs, and new rows. Only
@@ -149,7 +162,6 @@ class Table:
             raise UserError(
                 f"The parts of {self.folder} have columns of different types; delete it, and it is made again."
             )
-        number = int(parts[-1].stem) + 1 if parts else 0
         # An input's rows are in one part, and the newest part wins.
         later = {row["key"] for row in new} | without
         taken = []
@@ -158,7 +170,8 @@ class Table:
             taken.insert(0, (part, here & later))
             later |= here
         rows = 0
-        path = self.folder / f"{number:08d}.parquet"
+        self._number = None
+        path = self._next()
         with writing_atomic(path) as file, parquet.ParquetWriter(file, types, compression="zstd") as writer:
             waiting: list[Any] = []
 
@@ -180,7 +193,7 @@ class Table:
             write()
         if not rows and not new:
             path.unlink()
-        self._types = types
+        self._types, self._number = types, None
         for part in parts:
             part.unlink(missing_ok=True)
 
