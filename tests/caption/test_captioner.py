@@ -6,10 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from openhunyuan.base.errors import UserError
-from openhunyuan.caption.captioner import Captioned, Captioner, Declined, Item, TryLater, caption_clips
+from openhunyuan.caption.captioner import (
+    Captioned,
+    Captioner,
+    Declined,
+    Item,
+    TryLater,
+    caption_clips,
+    place_in_file,
+)
 from openhunyuan.caption.measured import Measured, colour_name, measured_caption
 from openhunyuan.caption.schema import Caption
 from openhunyuan.caption.tags import caption_tags
@@ -20,7 +29,7 @@ from openhunyuan.curate.measures.quality import Quality
 from openhunyuan.curate.run import Plan, curate, read_clips
 from openhunyuan.curate.stage import Outcome, Stage
 from openhunyuan.curate.tables import Table, alone
-from tests.curate.films import save, shot
+from tests.curate.films import encode, save, shot
 from tests.infer.rewrite_server import hang, raw, says, serving, status
 
 GOOD = {
@@ -131,6 +140,26 @@ def label_cameras(data: Path, move: str = "zoom in", confidence: float = 0.8) ->
     """A table `camera` that says this of every clip."""
     row = {"first": [0], "last": [24], "move": [move], "confidence": [confidence]}
     Table(data, Cameras()).add(Outcome(clip.id, (row,)) for clip in read_clips(data))
+
+
+def test_labels_of_uneven_frames_are_brought_to_the_frames_of_the_file(tmp_path: Path) -> None:
+    """One shot in frames of 20 ms, one in frames of 100 ms: the files of both have the source's rate."""
+    times = [*range(0, 800, 20), *range(800, 4800, 100)]
+    encode(tmp_path / "raw/a.mp4", np.concatenate([shot(1, 40), shot(2, 40)]), pts=times)
+    data = tmp_path / "data"
+    quick, slow = curate(tmp_path / "raw", data, Plan(measures=(Motion(), Quality()))).clips
+    assert (quick.num_frames, slow.num_frames) == (14, 70), "of 40 each"
+    halves = {"first": [0, 20], "last": [20, 40], "move": ["zoom in", "static"], "confidence": [0.95, 0.95]}
+    Table(data, Cameras()).add(Outcome(clip.id, (halves,)) for clip in (quick, slow))
+    caption_clips(data, Scripted())
+    for clip, middle in zip(read_clips(data), (7, 35), strict=True):
+        evidence = clip.captions[0].camera
+        assert evidence and [(label.first, label.last) for label in evidence.labels] == [
+            (0, middle),
+            (middle, clip.num_frames),
+        ]
+    later = slow.model_copy(update={"first_frame": 6, "file_frames": 60})
+    assert place_in_file(later) == (10, pytest.approx(70 / 40, abs=0.02))
 
 
 def texts(data: Path) -> list[list[str]]:

@@ -41,9 +41,11 @@ def test_a_source_and_all_that_was_made_of_it(tmp_path: Path) -> None:
         find_source(data, "c.mp4")
     gone = [c for c in first.clips if c.source_sha256 == sha]
     assert set(clips_from(data, sha)) == {c.id for c in gone}
-    (data / SCAN / "of a run that was killed").mkdir(parents=True)
+    for folder in (data / SCAN / "of a run that was killed", data / ".work"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compared").touch()
     receipt = forget(data, sha)
-    assert not (data / SCAN).exists(), "thumbnails of whichever source"
+    assert not (data / SCAN).exists() and not (data / ".work").exists(), "thumbnails of whichever source"
     assert (receipt.files, len(receipt.clips), receipt.paths) == (2, 2, (str(raw / "a.mp4"),))
     assert [c.source_sha256 for c in read_clips(data)] == [file_sha256(raw / "b.mp4")]
     assert not any((data / str(c.path)).exists() for c in gone)

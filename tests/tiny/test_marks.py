@@ -54,8 +54,9 @@ def test_targets_leave_out_the_rim_of_a_mark() -> None:
     assert weight[7, 7] == 1
 
 
-def test_pairs_are_features_and_cells() -> None:
+def test_pairs_are_features_and_cells(capsys: pytest.CaptureFixture[str]) -> None:
     inputs, wanted = make_pairs(0, 6, 128, worlds=1)
+    assert "6/6" in capsys.readouterr().err, "thousands take minutes"
     assert inputs.shape == (6, 8, 128, 128)
     assert inputs.dtype == np.int8
     assert wanted.shape == (6, 2, 16, 16)

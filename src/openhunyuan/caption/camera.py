@@ -60,19 +60,20 @@ UNMEASURED_SHARE = 0.9
 """Share of a caption's frames that a sample has to show to keep a label that nothing was measured for."""
 
 
-def camera_labels(row: Mapping[str, Any], offset: int = 0) -> tuple[CameraLabel, ...]:
+def camera_labels(row: Mapping[str, Any], offset: int = 0, scale: float = 1.0) -> tuple[CameraLabel, ...]:
     """The labels in a row of the table `camera`: its list `seconds`, or in rows without one its columns `first`,
     `last`, `move`, `confidence`, lists of equal length, one entry a piece of the clip; frames count from the clip's
-    start. Moves outside `CAMERA_MOVES` ("none") are no labels. offset: frames of the clip that its file leaves out at
-    the start.
+    start. Moves outside `CAMERA_MOVES` ("none") are no labels. offset: frames of the clip's file that it
+    leaves out at the start. scale: frames of the file for each of those that were measured.
     """
     names = ("first", "last", "move", "confidence")
     found = [tuple(second[name] for name in names) for second in row.get("seconds") or ()]
     found = found or [*zip(*(row.get(name) or () for name in names), strict=True)]
+    placed = [(*(round(n * scale) - offset for n in (first, last)), move, sure) for first, last, move, sure in found]
     return tuple(
-        CameraLabel(first=first - offset, last=last - offset, move=move, confidence=round(confidence, 4))
-        for first, last, move, confidence in found
-        if move in CAMERA_MOVES and last > offset
+        CameraLabel(first=first, last=last, move=move, confidence=round(confidence, 4))
+        for first, last, move, confidence in placed
+        if move in CAMERA_MOVES and last > 0
     )
 
 

@@ -26,6 +26,7 @@ from openhunyuan.caption.schema import Caption
 from openhunyuan.caption.tags import caption_tags
 from openhunyuan.curate.clip import CameraEvidence, Clip, Drop
 from openhunyuan.curate.run import CAPTION, RUN, attach_captions, caption_order, read_clips, write_manifest
+from openhunyuan.curate.split import VARIABLE
 from openhunyuan.curate.stage import Outcome, Stage
 from openhunyuan.curate.tables import TABLES, Table, all_tables, alone, read_rows
 
@@ -139,7 +140,7 @@ def _caption(
         palette = tuple(palettes.get(clip.id, {}).get("palette") or ())
         camera = None
         if row := cameras.get(clip.id):
-            labels = camera_labels(row, clip.first_frame)
+            labels = camera_labels(row, *place_in_file(clip))
             camera = CameraEvidence(labels=labels, gate=camera_gate, measure=row[MEASURE])
         items[str(clip.sha256)] = Item(clip, data / str(clip.path), dict(clip.scores), palette, camera)
     _relabel(data, items)
@@ -282,6 +283,16 @@ def _labelled(rows: Sequence[dict[str, Any]], item: Item) -> tuple[dict[str, Any
             row = {**row, "fields": json.dumps(fields, ensure_ascii=False)}
         found.append(row)
     return tuple(found)
+
+
+def place_in_file(clip: Clip) -> tuple[int, float]:
+    """(frames that a clip's file leaves out at the start, frames of the file for each that was measured). A clip whose
+    frames come at uneven times is measured at its own average rate (`ClipSpan.uneven`), and its file has the source's.
+    """
+    if VARIABLE not in clip.tags or clip.start_pts is None or clip.end_pts is None:
+        return clip.first_frame, 1.0
+    whole = (clip.end_time - clip.start_time) * clip.fps
+    return round(whole) - clip.num_frames, whole / (clip.end_frame - clip.start_frame)
 
 
 def _measured(data: Path, stage: str) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ from openhunyuan.curate.run import (
 )
 from openhunyuan.curate.split import STAGE as SPLIT
 from openhunyuan.curate.stills import Images
-from openhunyuan.curate.tables import STORE, TABLES, Table, all_tables, alone, read_rows, stored
+from openhunyuan.curate.tables import STORE, TABLES, Table, all_tables, alone, read_rows, stored, sweep
 
 Removal = Callable[[set[str]], tuple[int, int]]
 
@@ -100,6 +100,7 @@ def forget(data: Path | str, source: str, remove: Removal | None = None) -> Rece
     """
     data = Path(data)
     with alone(data):
+        sweep(data)  # a run that was killed left pictures of whichever source
         return _forget(data, find_source(data, source), remove)
 
 

@@ -17,6 +17,7 @@ from openhunyuan.curate.measures.blur import network_input
 from openhunyuan.tiny.blurs import AROUND, blur_pair
 from openhunyuan.train.config import OptimizerConfig
 from openhunyuan.train.estimate import Workload
+from openhunyuan.train.metrics import counted
 from openhunyuan.train.tasks.small import SmallTrainConfig, small_workloads, train_small
 
 CELL = 8
@@ -33,10 +34,13 @@ CONFIG = SmallTrainConfig(
 def make_pairs(seed: int, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(float16 [count, SEEN, size/8, size/8], float32 [count, 5, size/8, size/8]) for
     `train.tasks.small.BlurTask`: what the network sees of a picture, and its blur."""
-    drawn = [blur_pair(np.random.default_rng([seed, 0xB1, number]), size, cell=CELL) for number in range(count)]
     around = AROUND // CELL
-    seen = [network_input(pair.picture)[:, around:-around, around:-around].astype(np.float16) for pair in drawn]
-    return np.stack(seen), np.stack([pair.targets for pair in drawn])
+    seen, targets = [], []
+    for number in counted("drawing pairs", count):
+        pair = blur_pair(np.random.default_rng([seed, 0xB1, number]), size, cell=CELL)
+        seen.append(network_input(pair.picture)[:, around:-around, around:-around].astype(np.float16))
+        targets.append(pair.targets)
+    return np.stack(seen), np.stack(targets)
 
 
 def workloads() -> list[Workload]:

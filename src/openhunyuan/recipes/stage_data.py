@@ -135,8 +135,8 @@ def _check_fresh(dataset: ShardDataset, clips: dict[str, Clip]) -> None:
     """Raise UserError where the curation folder that holds a dataset has dropped clips or changed captions since.
 
     Captions are compared with what encoding would take now, each with the camera label of the sample's frames: those of
-    the captioner that was asked for; where the index
-    does not say (``captioner``), those of the captioner that wrote them, and newer ones of another are said in the log.
+    the captioner that was asked for; where the index does not say (``captioner``), those of the captioner that wrote
+    them, and newer ones of another are said in the log.
     """
     home, made = _home(dataset), dataset.index.get("provenance") or {}
     gates = dataset.made.get(GATES)

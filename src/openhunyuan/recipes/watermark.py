@@ -17,6 +17,7 @@ from openhunyuan.curate.measures.watermark import Standing
 from openhunyuan.tiny.marks import MarkedClip, marked_clip, world_backgrounds
 from openhunyuan.train.config import OptimizerConfig
 from openhunyuan.train.estimate import Workload
+from openhunyuan.train.metrics import counted
 from openhunyuan.train.tasks.small import SmallTrainConfig, small_workloads, train_small
 
 CELL = 8
@@ -51,7 +52,7 @@ def make_pairs(seed: int, count: int, size: int, worlds: int = WORLDS) -> tuple[
     backgrounds = world_backgrounds(rng, worlds)
     inputs = np.empty((count, 8, size, size), np.int8)
     wanted = np.empty((count, 2, size // CELL, size // CELL), np.float32)
-    for number in range(count):
+    for number in counted("drawing pairs", count):
         clip = marked_clip(rng, size, backgrounds)
         standing = Standing()
         for frame in clip.frames:

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,3 +161,9 @@ def progress_bar(shown: bool = True) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console(stderr=True), disable=not shown)
+
+
+def counted(what: str, count: int) -> Iterator[int]:
+    """The numbers below ``count``, with a bar that says how many are dealt with."""
+    with progress_bar() as bar:
+        yield from bar.track(range(count), description=what)

@@ -34,9 +34,10 @@ def blur_config(steps: int) -> SmallTrainConfig:
     )
 
 
-def test_a_blur_network_learns_and_its_file_opens(tmp_path: Path) -> None:
+def test_a_blur_network_learns_and_its_file_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = blur_config(40)
     pairs, heldout = blur.make_pairs(0, 32, 32), blur.make_pairs(1, 16, 32)
+    assert "32/32" in capsys.readouterr().err, "thousands take minutes"
     path = train_small(config, pairs, heldout, tmp_path / "blur")
     lines = [json.loads(line) for line in (tmp_path / "blur/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
