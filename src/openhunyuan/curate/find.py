@@ -1,5 +1,5 @@
 """Finding footage: every video below a folder, by how its file begins or by its extension, and a word about all that
-cannot be taken. How a file begins decides whether it is a video or an image, whatever it is called."""
+cannot be taken. How a file with either's extension begins decides whether it is a video or an image."""
 
 from __future__ import annotations
 

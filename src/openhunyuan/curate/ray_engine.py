@@ -27,7 +27,7 @@ from openhunyuan.base.require import require
 from openhunyuan.curate.engine import Answer, Died, Engine, Worker, call, one_thread
 from openhunyuan.curate.stage import Resources
 
-DECIDING = ("openhunyuan", "av", "numpy", "opencv-python-headless", "scenedetect-headless")
+DECIDING = ("openhunyuan", "av", "numpy", "opencv-python-headless", "scenedetect-headless", "dlib-bin")
 """Packages whose version may change a row."""
 
 _STORE = 100 * 2**20

@@ -418,6 +418,10 @@ class _Run:
             return as_shown and not self._lacks(table, clip)
 
         known = {key: {clip for clip in table.rows() if knows(table, clip)} for key, table in tables.items()}
+        of_source: dict[str, list[Clip]] = {}
+        for clip in clips:
+            if not clip.dropped:
+                of_source.setdefault(clip.source_sha256, []).append(clip)
         jobs = []
         for digest, path in self.paths.items():
             if digest not in shots:
@@ -425,11 +429,7 @@ class _Run:
             works = []
             seconds = shots[digest].seconds if shots[digest].variable else None
             for kind in ("video", "image"):
-                spans = [
-                    clip_span(clip, seconds)
-                    for clip in clips
-                    if clip.source_sha256 == digest and clip.kind == kind and not clip.dropped
-                ]
+                spans = [clip_span(clip, seconds) for clip in of_source.get(digest, ()) if clip.kind == kind]
                 works += clip_works(spans, self.plan.measures_of(kind), known)
             for part, marks in in_parts(works, [(w.clip.start, w.clip.end) for w in works], shots[digest]):
                 jobs.append(AnalyseJob(str(path.absolute()), part, marks))
