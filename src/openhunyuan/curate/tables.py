@@ -169,7 +169,7 @@ class Table:
             here = {key for batch in _batches(part, ("key",)) for key in batch["key"].to_pylist()}
             taken.insert(0, (part, here & later))
             later |= here
-        rows = 0
+        rows = size = 0
         self._number = None
         path = self._next()
         with writing_atomic(path) as file, parquet.ParquetWriter(file, types, compression="zstd") as writer:
@@ -185,9 +185,10 @@ class Table:
                     if gone:
                         batch = batch.filter(compute.invert(compute.is_in(batch["key"], arrow.array(sorted(gone)))))
                     waiting.append(_with_types(batch, types))
-                    rows += batch.num_rows
-                    if sum(table.nbytes for table in waiting) >= _GROUP:
+                    rows, size = rows + batch.num_rows, size + waiting[-1].nbytes
+                    if size >= _GROUP:
                         write()
+                        size = 0
             if new:
                 waiting.append(_table_of(new, types))
             write()
