@@ -66,3 +66,7 @@ def test_read_names_the_file(tmp_path: Path) -> None:
 )
 def test_nearest(name: str, found: str | None) -> None:
     assert nearest(name, ["--height", "--num-frames", "--fps", "--num-inference-steps"]) == found
+
+
+def test_a_name_that_begins_so_is_nearer_than_a_shorter_one_that_holds_it() -> None:
+    assert nearest("motion", ["blur.motion", "motion.speed", "motion.speed_p90"]) == "motion.speed"

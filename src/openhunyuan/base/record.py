@@ -60,7 +60,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     word = name.strip("-_")
     holding = [candidate for candidate in known if len(word) > 2 and word in candidate]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.8 if holding else 0.5)
-    return close[0] if close else min(holding, key=len, default=None)
+    return close[0] if close else min(holding, key=lambda found: (not found.startswith(word), len(found)), default=None)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
