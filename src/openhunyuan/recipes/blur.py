@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from openhunyuan.curate.measures.blur import network_input
+from openhunyuan.curate.models.small_forward import CELL
 from openhunyuan.tiny.blurs import AROUND, blur_pair
 from openhunyuan.train.config import OptimizerConfig
 from openhunyuan.train.estimate import Workload
 from openhunyuan.train.metrics import counted
 from openhunyuan.train.tasks.small import SmallTrainConfig, small_workloads, train_small
 
-CELL = 8
 CONFIG = SmallTrainConfig(
     network="blur",
     size=64,

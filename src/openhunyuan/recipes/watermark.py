@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from openhunyuan.curate.measures.watermark import Standing
+from openhunyuan.curate.models.small_forward import CELL
 from openhunyuan.tiny.marks import MarkedClip, marked_clip, world_backgrounds
 from openhunyuan.train.config import OptimizerConfig
 from openhunyuan.train.estimate import Workload
 from openhunyuan.train.metrics import counted
 from openhunyuan.train.tasks.small import SmallTrainConfig, small_workloads, train_small
 
-CELL = 8
 WORLDS = 160
 """Clips of the world among which backgrounds are drawn."""
 
